@@ -60,7 +60,7 @@ def fingerprint(notebook: Path, parameters: dict) -> str:
     nb, library = json.loads(Path(notebook).read_text()), Path(papersuite.__file__).parent
     code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
     files = [f for package in (*FLOORS, Path(notebook).parent.name) for f in sorted((library/package).glob("**/*.py"))]
-    sources = [(f.relative_to(library).as_posix(), f.read_text()) for f in files if f.name not in ("cli.py", "runner.py", "site.py", "testgen.py")]
+    sources = [(f.relative_to(library).as_posix(), f.read_text()) for f in files if f.name not in ("cli.py", "runner.py", "site.py", "reference.py", "testgen.py")]
     return hashlib.sha256(json.dumps([code, sources, parameters, library_versions()], sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/core/04_runner.ipynb #2c6e3182
@@ -160,7 +160,8 @@ def _execute(job: Job, stage: Path, memory: Path):
     try:
         with modified_env(**env):
             papermill.execute_notebook(str(source), str(stage/"notebook.ipynb"), parameters=job.parameters, cwd=str(job.notebook.parent),
-                                       kernel_name="python3", language="python", progress_bar=False, log_output=True)
+                                       kernel_name="python3", language="python", progress_bar=False, log_output=True,
+                                       extra_arguments=["--IPKernelApp.log_level=ERROR"])
     finally: handler.close(); source.unlink(missing_ok=True)
 
 # %% ../../nbs/core/04_runner.ipynb #90137be0

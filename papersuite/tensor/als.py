@@ -56,26 +56,47 @@ def _layers(net: TensorNetwork, weights: list, group: list) -> list:
     return [o for v in group for o in ((net.nodes[v], weights[v]), (_primed(net.nodes[v], net.modes), weights[v]))]
 
 # %% ../../nbs/tensor/01_als.ipynb #0f8a5d24
-def _solve(gram, rhs, old, rho):
-    "Solve (H + ρI) W = B + ρ W_old for one node given as (bonds, modes) matrices."
-    eye = tl.eye(gram.shape[0], **tl.context(gram))
-    return tl.solve(gram + rho * eye, rhs + rho * old)
+def _solve(
+    grams: list, # H as a Kronecker product of symmetric matrices (usually of one)
+    rhs, old,    # (rows of each Gram matrix…, modes): right-hand side and present value
+    rho: float,  # proximal weight
+) -> tuple:      # the solution W and ⟨W, H W⟩
+    "Solve (H + ρI) W = B + ρ W_old."
+    target = rhs + rho * old
+    if len(grams) == 1:
+        solution = tl.solve(grams[0] + rho * tl.eye(grams[0].shape[0], **tl.context(rhs)), target)
+        return solution, tl.sum(solution * tl.dot(grams[0], solution))
+    values, bases = zip(*map(tl.eigh, grams))
+    spectrum = tl.reshape(tl.tenalg.outer([tl.clip(v, 0) for v in values]), [*(v.shape[0] for v in values), 1])
+    rotated = tl.tenalg.multi_mode_dot(target, [tl.transpose(u) for u in bases], modes=list(range(len(bases)))) / (spectrum + rho)
+    return tl.tenalg.multi_mode_dot(rotated, list(bases), modes=list(range(len(bases)))), tl.sum(spectrum * rotated**2)
 
 # %% ../../nbs/tensor/01_als.ipynb #a5369f61
 @patch
+def _grams(self: TensorNetwork, node: tuple, layers: list) -> list:
+    "Pairs (bonds, Gram matrix), one for each separate piece of the network without `node`."
+    out = []
+    for part in _connected(tuple(labels for labels, _ in layers)):
+        held = {l for n in part for l in layers[n][0]}
+        if bonds := tuple(l for l in node if l in held and l not in self.modes):
+            size = math.prod(self.sizes[l] for l in bonds)
+            out.append((bonds, tl.reshape(contract([layers[n] for n in part], bonds + _primed(bonds, ())), (size, size))))
+    return out
+
+# %% ../../nbs/tensor/01_als.ipynb #ab6bc6fe
+@patch
 def _update(self: TensorNetwork, weights, v, data, layers, prox, relative):
-    "Solve for node `v` in place and return (<W, B>, <W, H W>) at the solution."
-    node = self.nodes[v]
-    bonds, open_ = tuple(l for l in node if l not in self.modes), tuple(l for l in node if l in self.modes)
-    shape = [self.sizes[l] for l in bonds + open_]
-    rows = math.prod(self.sizes[l] for l in bonds)
-    order = [node.index(l) for l in bonds + open_]
-    gram = tl.reshape(contract(layers, bonds + _primed(bonds, ())), (rows, rows)) if bonds else tl.ones((1, 1), **tl.context(weights[v]))
-    rhs = tl.reshape(contract(data, bonds + open_), (rows, -1))
-    rho = prox * tl.sum(tl.diag(gram)) / rows if relative else prox
-    solution = _solve(gram, rhs, tl.reshape(tl.transpose(weights[v], order), (rows, -1)), rho)
-    weights[v] = tl.transpose(tl.reshape(solution, shape), list(np.argsort(order)))
-    return tl.sum(solution * rhs), tl.sum(solution * tl.dot(gram, solution))
+    "Solve for node `v` in place and return (⟨W, B⟩, ⟨W, H W⟩) at the solution."
+    node, pieces = self.nodes[v], self._grams(self.nodes[v], layers)
+    grams = [gram for _, gram in pieces] or [tl.ones((1, 1), **tl.context(weights[v]))]
+    labels = tuple(l for bonds, _ in pieces for l in bonds) + tuple(l for l in node if l in self.modes)
+    order = [node.index(l) for l in labels]
+    shape = [*(g.shape[0] for g in grams), -1]
+    rhs, old = tl.reshape(contract(data, labels), shape), tl.reshape(tl.transpose(weights[v], order), shape)
+    rho = prox * math.prod(float(tl.sum(tl.diag(g))) / g.shape[0] for g in grams) if relative else prox
+    solution, norm = _solve(grams, rhs, old, rho)
+    weights[v] = tl.transpose(tl.reshape(solution, [self.sizes[l] for l in labels]), list(np.argsort(order)))
+    return tl.sum(solution * rhs), norm
 
 # %% ../../nbs/tensor/01_als.ipynb #881990a2
 @patch

@@ -60,7 +60,7 @@ def masked_sweep(self: TensorNetwork,
         grams, sides = self._normal_equations(v, weights, values, index, which, rows, bonds)
         rho = prox * sum(float(tl.sum(tl.diag(g))) for g in grams) / (rows * grams[0].shape[0])
         old = tl.reshape(old, (rows, -1))
-        new = tl.stack([_solve(g, b, w, rho) for g, b, w in zip(grams, sides, old)])
+        new = tl.stack([_solve([g], b, w, rho)[0] for g, b, w in zip(grams, sides, old)])
         weights[v] = tl.transpose(tl.reshape(new, [weights[v].shape[a] for a in order]), list(np.argsort(order)))
     return weights
 
