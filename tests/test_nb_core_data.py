@@ -44,3 +44,12 @@ def test_a_name_is_registered_once():
         def two(): pass
     REGISTRY.pop("twice")
     test_fail(lambda: dataset("x", "stolen", "", ""), contains="packaged, simulated")
+
+
+# nbs/core/03_data.ipynb #483df74e
+def test_a_download_is_present_once_it_is_cached():
+    with tempfile.TemporaryDirectory() as cache, mock.dict(os.environ, {"PAPERSUITE_CACHE": cache, "PAPERSUITE_DATA": ""}):
+        fetched, own = (Dataset("x", kind, "", "", None, path="x/a.txt") for kind in ("downloaded", "local"))
+        test_eq([fetched.present, own.present], [False, False])
+        (Path(cache)/"x").mkdir(); (Path(cache)/"x/a.txt").write_text("hello")
+        test_eq([fetched.present, own.present], [True, False])  # a file that only the user can have is not looked for there

@@ -10,9 +10,9 @@ import papersuite.core.runner as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
-# nbs/core/04_runner.ipynb #09219b69
+# nbs/core/04_runner.ipynb #2531b1c8
 def test_only_a_notebook_that_takes_its_parameters_is_run():
-    from nbformat.v4 import new_notebook, new_code_cell, new_markdown_cell
+    from nbformat.v4 import new_notebook, new_code_cell
     def notebook_of(folder, *sources, tag=0):
         cells = [new_code_cell(s) for s in sources]
         if tag is not None: cells[tag].metadata["tags"] = ["parameters"]
@@ -24,10 +24,10 @@ def test_only_a_notebook_that_takes_its_parameters_is_run():
         test_fail(lambda: prepare(notebook_of(d, "scale = 'smoke'"), {"seed": 1}), contains="does not assign seed")
 
 
-# nbs/core/04_runner.ipynb #7fa83d6e
+# nbs/core/04_runner.ipynb #e4436e52
 def test_code_changes_the_fingerprint_and_prose_does_not():
     with tempfile.TemporaryDirectory() as d:
-        path = notebook_of(d, "scale = 'smoke'") if "notebook_of" in globals() else Path(d)/"90_experiments.ipynb"
+        path = Path(d)/"90_experiments.ipynb"
         def write(code, prose): nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(code)]), path)
         write("1", "a"); first = fingerprint(path, {})
         write("1", "b"); test_eq(fingerprint(path, {}), first); test_ne(fingerprint(path, {"seed": 1}), first)

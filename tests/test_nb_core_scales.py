@@ -9,6 +9,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 # nbs/core/00_scales.ipynb #7efde950
 def test_an_unknown_scale_is_refused_with_the_list():
     test_eq(at_scale("smoke", smoke=1, laptop=2, paper=3), 1)
+    test_fail(lambda: at_scale("smoke", smoke=1, laptop=2), exc=TypeError, contains="paper")
     test_fail(lambda: at_scale("huge", smoke=1, laptop=2, paper=3), contains="smoke, laptop, paper")
 
 
@@ -29,4 +30,4 @@ def test_the_same_seed_repeats_the_numbers():
 # nbs/core/00_scales.ipynb #7a48c9d4
 def test_a_device_that_is_absent_is_refused():
     test_eq(pick_device("cpu").type, "cpu")
-    test_fail(lambda: pick_device("cuda:99"), contains="is not available here")
+    for absent in ("cuda:99", "cuda:one", "abacus"): test_fail(lambda: pick_device(absent), contains="is not available here")

@@ -23,3 +23,12 @@ def test_a_test_cell_becomes_a_function_that_runs_alone():
         text = pytest_module(Path(d)/"00_pi.ipynb", Path(d))
     scope = {}; exec(text, scope); scope["test_pi_is_more_than_three"]()
     assert "x = 1" not in text and "@pytest.mark.slow" in text
+
+
+# nbs/core/06_testgen.ipynb #42dbd5d7
+def test_a_test_name_is_lower_case_words_and_stands_once():
+    with tempfile.TemporaryDirectory() as d:
+        for names, complaint in ((["Pi"], "lower_case_words"), (["pi_is_round", "pi_is_round"], "the same name")):
+            cells = [nbformat.v4.new_code_cell(f"#| test: {name}\n1") for name in names]
+            nbformat.write(nbformat.v4.new_notebook(cells=cells), Path(d)/"00_pi.ipynb")
+            test_fail(lambda: pytest_module(Path(d)/"00_pi.ipynb", Path(d)), contains=complaint)

@@ -4,10 +4,11 @@ import pytest
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorly as tl
-from fastcore.test import test_close, test_eq, test_fail
+import torch
+from fastcore.test import test_eq, test_fail
 from papersuite.core.figures import use_style
 from papersuite.tensor.metrics import psnr, random_mask, relative_error
-from papersuite.tensor_star.star import random_star
+from papersuite.tensor_star.star import capped, random_star
 from skimage import data, transform
 from tensorly.datasets import load_IL2data
 import papersuite.tensor_star.completion as _module
@@ -46,3 +47,7 @@ def test_what_cannot_be_completed_is_refused_in_one_sentence():
     test_fail(lambda: fit(x[0], np.ones((5, 6), bool)), contains="needs 3")
     test_fail(lambda: fit(x.astype(int)), exc=TypeError, contains="floating point")
     test_fail(lambda: TensorStarCompletion(0).fit_transform(x), contains="1 or more")
+    test_fail(lambda: TensorStarCompletion((2, [2, 2], 2)).fit_transform(x), contains="needs 3")
+    test_fail(lambda: fit(np.full(x.shape, np.nan)), contains="observes nothing")
+    test_fail(lambda: fit(torch.ones(4, 5, 6)), exc=TypeError, contains="computes with numpy")
+    with tl.backend_context("pytorch"): test_fail(lambda: fit(x), exc=TypeError, contains="computes with pytorch")

@@ -48,7 +48,6 @@ def _report(results):
         click.echo(f"{r.job.paper:14s} {r.job.scale:7s} {state}  {r.job.folder}")
     click.echo(_claims_text([r.record for r in results if r.record]))
 
-# %% ../../nbs/core/05_cli.ipynb #2422c09f
 def _claims_text(records) -> str:
     "The claims of `records` as lines that fit a terminal: verdict first, since that is what one looks for."
     lines = []
@@ -74,7 +73,10 @@ def claims(papers, scale):
     "The scoreboard: every claim, our figure and the verdict, from the committed records."
     from papersuite.core import runner
     from papersuite.core.scales import check_scale
-    try: records = [r for r in runner.committed_records(scale=check_scale(scale)) if not papers or r["paper"] in papers]
+    try:
+        known = runner.experiments()
+        if unknown := [p for p in papers if p not in known]: raise ValueError(f"no paper {', '.join(unknown)}; there are {', '.join(known)}")
+        records = [r for r in runner.committed_records(scale=check_scale(scale)) if not papers or r["paper"] in papers]
     except (ValueError, FileNotFoundError) as e: raise click.UsageError(str(e))
     click.echo(_claims_text(records).lstrip() if records else f"no committed results at {scale} scale")
 
@@ -84,14 +86,14 @@ def data():
     "The data sets: where each comes from, its licence, and whether it is here."
     from papersuite.core.data import all_datasets
     for d in all_datasets():
-        click.echo(f"{'here' if d.present else 'missing':8s} {d.name:22s} {d.kind:11s} {d.licence:24s} {d.source}" + (f"  ($PAPERSUITE_DATA/{d.path})" if d.path else ""))
+        place = f"  ($PAPERSUITE_DATA/{d.path})" if d.path else ""
+        click.echo(f"{'here' if d.present else 'missing':8s} {d.name:22s} {d.kind:11s} {d.licence:24s} {d.source}{place}")
 
 # %% ../../nbs/core/05_cli.ipynb #2a3b7ce3
 def _needs(extra: str, error: ImportError):
     "One line for a missing extra."
     raise click.UsageError(f"{error.name} is not installed; pip install 'papersuite[{extra}]'")
 
-# %% ../../nbs/core/05_cli.ipynb #b8ac879b
 @main.command()
 def docs():
     "Build the site into _docs/."
@@ -101,7 +103,6 @@ def docs():
     try: click.echo(f"open {build_site(project_root())}")
     except FileNotFoundError as e: raise click.UsageError(str(e))
 
-# %% ../../nbs/core/05_cli.ipynb #7e8f6039
 @main.command()
 def export():
     "Write the library, the generated tests and README.md from the notebooks."

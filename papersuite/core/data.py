@@ -42,16 +42,20 @@ def download(
     pooch.get_logger().setLevel(logging.WARNING) # the progress bar says enough
     root = os.environ.get("PAPERSUITE_DATA")
     if root and (Path(root)/path).exists(): return Path(root)/path
-    cache = Path(os.environ.get("PAPERSUITE_CACHE") or pooch.os_cache("papersuite"))/path
+    cache = _cached(path)
     try: return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=cache.name, path=cache.parent, progressbar=sys.stderr.isatty()))
     except Exception as e: # whatever pooch, requests or the disk raise, the reader needs the same sentence
-        raise DataUnavailable(path, url, str(cache), f"fetching it failed ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from e
+        raise DataUnavailable(path, url, str(cache), f"fetching it failed ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
+
+def _cached(path: str) -> Path:
+    "Where a download is kept: below PAPERSUITE_CACHE, or the user's cache folder."
+    import pooch
+    return Path(os.environ.get("PAPERSUITE_CACHE") or pooch.os_cache("papersuite"))/path
 
 # %% ../../nbs/core/03_data.ipynb #be933a07
 KINDS = ("packaged", "simulated", "downloaded", "local")
 REGISTRY: dict = {}
 
-# %% ../../nbs/core/03_data.ipynb #335117d0
 @dataclass(frozen=True)
 class Dataset:
     "An entry of the registry; calling it loads the data."
@@ -67,7 +71,9 @@ class Dataset:
     @property
     def present(self) -> bool:
         "Can it be loaded here without the network?"
-        return self.kind in KINDS[:2] or (Path(os.environ.get("PAPERSUITE_DATA") or "/nonexistent")/self.path).exists()
+        if self.kind in KINDS[:2]: return True
+        own = Path(os.environ.get("PAPERSUITE_DATA") or "/nonexistent")/self.path
+        return own.exists() or (self.kind == "downloaded" and _cached(self.path).exists())
 
 # %% ../../nbs/core/03_data.ipynb #6919c32c
 def dataset(name: str, kind: str, source: str, licence: str, path: str = ""):

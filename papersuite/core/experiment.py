@@ -44,7 +44,6 @@ def record(self: Experiment) -> dict:
             "wall_time_s": round(time.perf_counter() - self.start, 2), "git_revision": git_revision(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../../nbs/core/02a_experiment.ipynb #b7be4c42
 @patch
 def finish(self: Experiment):
     "Write the record atomically and return the table of claims (a pandas `DataFrame`)."

@@ -1,4 +1,4 @@
-"""One look for every paper, the same colour for the same method, and the plotted numbers beside every picture.
+"""One look for every paper, and the same colour for the same method.
 
 Docs: https://papersuite.github.io/papersuite/core/figures.html.md"""
 

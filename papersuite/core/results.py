@@ -20,7 +20,6 @@ from scipy import stats
 # %% ../../nbs/core/01_results.ipynb #1eb9eca9
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested at this scale"
 
-# %% ../../nbs/core/01_results.ipynb #3c7d8db2
 @dataclass(frozen=True)
 class Rule:
     "How a claim is decided: `kind` is `above`, `below` (equation 1, one-sided 95 %) or `within` (every value at most `bound` in size)."
@@ -109,7 +108,6 @@ def library_versions(names=("papersuite", "torch", "numpy", "scipy", "tensorly",
         except metadata.PackageNotFoundError: return None
     return {"python": platform.python_version(), **{n: v for n in names if (v := version(n))}}
 
-# %% ../../nbs/core/01_results.ipynb #2e203532
 def git_revision(folder: Path | None = None) -> str | None:
     "Revision of the checkout, with `+` behind it if tracked files changed; None outside a checkout."
     git = lambda *a: subprocess.run(["git", *a], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

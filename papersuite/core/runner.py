@@ -42,7 +42,6 @@ def prepare(
     nb.cells = [c for c in nb.cells if c.cell_type != "code" or _runs(directives(c.source))]
     return nb
 
-# %% ../../nbs/core/04_runner.ipynb #2531b1c8
 def _runs(marks: dict) -> bool:
     "Should a cell with these directives be executed here? `gpu` cells run where there is a CUDA device."
     if "notest" in marks or marks.get("eval") == "false": return False
@@ -53,14 +52,14 @@ def _runs(marks: dict) -> bool:
 # %% ../../nbs/core/04_runner.ipynb #e7853b58
 FLOORS = ("core", "kernels", "tensor", "attacks") # packages that every paper may import
 
-# %% ../../nbs/core/04_runner.ipynb #e4436e52
 def fingerprint(notebook: Path, parameters: dict) -> str:
     "Hash of a notebook's code, the library's code that its paper may import, the parameters, and the versions of the numerical libraries."
     import papersuite
     nb, library = json.loads(Path(notebook).read_text()), Path(papersuite.__file__).parent
     code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
     files = [f for package in (*FLOORS, Path(notebook).parent.name) for f in sorted((library/package).glob("**/*.py"))]
-    sources = [(f.relative_to(library).as_posix(), f.read_text()) for f in files if f.name not in ("cli.py", "runner.py", "site.py", "reference.py", "testgen.py")]
+    outside = ("cli.py", "runner.py", "site.py", "reference.py", "testgen.py")  # no number depends on them
+    sources = [(f.relative_to(library).as_posix(), f.read_text()) for f in files if f.name not in outside]
     return hashlib.sha256(json.dumps([code, sources, parameters, library_versions()], sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/core/04_runner.ipynb #2c6e3182
@@ -77,7 +76,6 @@ class Job:
     @property
     def parameters(self) -> dict: return {"scale": self.scale, "seed": self.seed}
 
-# %% ../../nbs/core/04_runner.ipynb #f400424d
 @dataclass
 class Result:
     "How a job ended: `record` and no `error`, or the other way round."
@@ -101,7 +99,7 @@ def reusable(self: Job) -> dict | None:
 def _staging(folder: Path) -> Path:
     "A fresh staging folder beside `folder`; those of dead processes are removed."
     for old in folder.parent.glob(f".{folder.name}.*"):
-        if not _alive(int(old.suffix[1:])): shutil.rmtree(old, ignore_errors=True)
+        if old.suffix[1:].isdigit() and not _alive(int(old.suffix[1:])): shutil.rmtree(old, ignore_errors=True)
     stage = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(stage, ignore_errors=True); stage.mkdir(parents=True)
     return stage
@@ -113,7 +111,6 @@ def _alive(pid: int) -> bool:
     except PermissionError: return True
     return pid != os.getpid()
 
-# %% ../../nbs/core/04_runner.ipynb #4a325598
 def _swap(stage: Path, folder: Path):
     "Put `stage` in the place of `folder`: a reader sees the old results, for an instant none, then the new."
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
@@ -146,7 +143,6 @@ def _last_line(e) -> str:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", l) for l in str(e).splitlines() if l.strip()]
     return lines[-1][:300] if lines else ""
 
-# %% ../../nbs/core/04_runner.ipynb #d88b32a7
 def _execute(job: Job, stage: Path, memory: Path):
     "Papermill on the prepared copy, its output in `log.txt`; the kernel learns where to write from its environment."
     import logging, nbformat, papermill
@@ -154,7 +150,8 @@ def _execute(job: Job, stage: Path, memory: Path):
     source = stage/"prepared.ipynb"
     nbformat.write(prepare(job.notebook, job.parameters), source)
     threads = str(max(1, (os.cpu_count() or 1) // max(1, job.workers)))
-    env = dict(PAPERSUITE_OUT=str(stage), PAPERSUITE_MEMORY=str(memory), PAPERSUITE_JOBS=str(job.workers), OMP_NUM_THREADS=threads, MPLBACKEND="agg")
+    env = dict(PAPERSUITE_OUT=str(stage), PAPERSUITE_MEMORY=str(memory), PAPERSUITE_JOBS=str(job.workers), OMP_NUM_THREADS=threads, MPLBACKEND="agg",
+               PYTHONWARNINGS="ignore:Persisting input arguments")
     log = logging.getLogger("papermill"); log.setLevel(logging.INFO); log.propagate = False
     log.handlers = [handler := logging.FileHandler(stage/"log.txt")]
     try:
@@ -202,7 +199,6 @@ def committed_records(root: Path | None = None, scale: str | None = None) -> lis
     folder = (root or project_root())/"data"/"results"
     return [read_record(p) for p in sorted(folder.glob(f"*/{scale or '*'}.json"))]
 
-# %% ../../nbs/core/04_runner.ipynb #219a58d4
 def problems(results: list[Result], root: Path | None = None) -> list[str]:
     "One sentence per failed notebook and per claim that held in the committed record of the same scale and does not now."
     old = {(r["paper"], r["scale"]): r for r in committed_records(root)}
@@ -223,7 +219,6 @@ def keep(result: Result, root: Path | None = None):
     for f in sorted((job.folder/"figures").iterdir()): write_atomic(target/f.name, f.read_bytes())
     _keep_outputs(job)
 
-# %% ../../nbs/core/04_runner.ipynb #604cd05c
 def _keep_outputs(job: Job):
     "Move the outputs of the executed copy into the source notebook, cell by cell (by id; a cell that was not run keeps its own), then let nbdev clean it."
     import nbformat

@@ -15,7 +15,6 @@ import numpy as np
 # %% ../../nbs/core/00_scales.ipynb #015856c3
 SCALES = ("smoke", "laptop", "paper")
 
-# %% ../../nbs/core/00_scales.ipynb #d41cab90
 def at_scale(
     scale: str,  # one of `SCALES`
     *,
@@ -27,7 +26,6 @@ def at_scale(
     check_scale(scale)
     return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale]
 
-# %% ../../nbs/core/00_scales.ipynb #ebd1466d
 def check_scale(scale: str) -> str:
     "`scale` itself if it is one of `SCALES`, else a `ValueError` that lists them."
     if scale not in SCALES: raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
@@ -58,6 +56,6 @@ def pick_device(name: str | None = None): # "cpu", "cuda", "cuda:1", "mps"; None
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name is None: name = "cuda" if has["cuda"] else "cpu"
     kind, _, number = name.partition(":")
-    if not has.get(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
+    if not has.get(kind) or not (number or "0").isdigit() or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device {name!r} is not available here; available: {', '.join(k for k, v in has.items() if v)}")
     return torch.device(name)

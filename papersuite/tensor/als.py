@@ -1,4 +1,4 @@
-"""Fix all nodes but one and the fit is a linear least-squares problem; a tree of shared contractions makes a sweep over all nodes cost little more than two.
+"""Fix all nodes but one and the fit is linear; a tree of shared contractions reads the big tensor only twice in a sweep over all of them.
 
 Docs: https://papersuite.github.io/papersuite/tensor/als.html.md"""
 
@@ -50,7 +50,6 @@ def _primed(node: tuple, modes: tuple) -> tuple:
     "Labels of a node in the second layer: bonds primed, modes shared."
     return tuple(l if l in modes else (l, "'") for l in node)
 
-# %% ../../nbs/tensor/01_als.ipynb #df8bfeae
 def _layers(net: TensorNetwork, weights: list, group: list) -> list:
     "The nodes of `group` in both layers, as operands."
     return [o for v in group for o in ((net.nodes[v], weights[v]), (_primed(net.nodes[v], net.modes), weights[v]))]
@@ -93,17 +92,29 @@ def _update(self: TensorNetwork, weights, v, data, layers, prox, relative):
     order = [node.index(l) for l in labels]
     shape = [*(g.shape[0] for g in grams), -1]
     rhs, old = tl.reshape(contract(data, labels), shape), tl.reshape(tl.transpose(weights[v], order), shape)
-    rho = prox * math.prod(float(tl.sum(tl.diag(g))) / g.shape[0] for g in grams) if relative else prox
+    mean = math.prod(float(tl.sum(tl.diag(g))) / g.shape[0] for g in grams)
+    rho = prox * (mean or 1.0) if relative else prox  # all nodes zero: stay put
     solution, norm = _solve(grams, rhs, old, rho)
     weights[v] = tl.transpose(tl.reshape(solution, [self.sizes[l] for l in labels]), list(np.argsort(order)))
     return tl.sum(solution * rhs), norm
 
 # %% ../../nbs/tensor/01_als.ipynb #881990a2
+@lru_cache(maxsize=4096)
+def _cut(nodes: tuple, modes: tuple, sizes: tuple, group: tuple) -> int:
+    "Where to split `group` so that the two parts carry the fewest numbers: their modes times the bonds that leave them."
+    size = dict(sizes)
+    def carried(part):
+        outside = {l for v, node in enumerate(nodes) if v not in part for l in node}
+        return math.prod(size[l] for l in {l for v in part for l in nodes[v]} if l in modes or l in outside)
+    return min(range(1, len(group)), key=lambda c: (carried(group[:c]) + carried(group[c:]), abs(2 * c - len(group))))
+
+# %% ../../nbs/tensor/01_als.ipynb #570aa3f4
 @patch
 def _sweep(self: TensorNetwork, weights, group, data, layers, prox, relative):
     "Update the nodes of `group` in order, in place; `data` and `layers` are everything outside the group. Returns the last node's products."
     if len(group) == 1: return self._update(weights, group[0], data, layers, prox, relative)
-    first, second = group[:len(group) // 2], group[len(group) // 2:]
+    cut = _cut(self.nodes, self.modes, tuple(self.sizes.items()), tuple(group))
+    first, second = group[:cut], group[cut:]
     for mine, still in ((first, second), (second, first)):
         labels = frozenset(l for v in mine for l in self.nodes[v])
         both = labels.union(*(_primed(self.nodes[v], self.modes) for v in mine)) - set(self.modes)
@@ -126,14 +137,17 @@ def sweep(self: TensorNetwork,
 
 # %% ../../nbs/tensor/01_als.ipynb #cd1921f4
 def check_tensor(x, name: str = "x", min_order: int = 1, allow_nan: bool = False):
-    "Raise `TypeError` for a dtype that is not floating and `ValueError` for an empty tensor, too few modes, NaN or infinity."
+    "`TypeError` for another backend's array or a dtype other than float32 and float64; `ValueError` for an empty tensor, too few modes, NaN or infinity."
     if not hasattr(x, "shape") or not hasattr(x, "dtype"): raise TypeError(f"{name} is a {type(x).__name__}; give an array or tensor")
-    if "float" not in str(x.dtype): raise TypeError(f"{name} has dtype {x.dtype}; it must be real floating point (convert it with `.astype(float)` or `.double()`)")
+    if not tl.is_tensor(x):
+        kind = f"{type(x).__module__}.{type(x).__name__}"
+        raise TypeError(f"{name} is a {kind} but tensorly computes with {tl.get_backend()}; convert it, or call tensorly.set_backend")
+    if str(x.dtype).removeprefix("torch.") not in ("float32", "float64"):
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be real floating point, 32 or 64 bits (convert it with `.astype(float)` or `.double()`)")
     if len(x.shape) < min_order: raise ValueError(f"{name} has {len(x.shape)} modes; it needs {min_order} or more")
     if 0 in tuple(x.shape): raise ValueError(f"{name} has shape {tuple(x.shape)}; an empty tensor has nothing to fit")
     if not allow_nan and not bool(tl.all(x - x == 0)): raise ValueError(f"{name} holds NaN or infinite values; for missing entries use completion with a mask")
 
-# %% ../../nbs/tensor/01_als.ipynb #7174ded2
 def default_prox(x) -> float:
     "Relative proximal weight for the precision of `x`: ε^(2/3), small beside the data and large beside rounding."
     return float(np.finfo(str(x.dtype).replace("torch.", "")).eps) ** (2 / 3)
@@ -159,7 +173,7 @@ class TensorNetworkALS:
 @patch
 def fit(self: TensorNetworkALS, x):
     "Fit to `x` (shape `net.shape`); sets `weights_` (one array per node) and `errors_` (relative error after each sweep)."
-    from tqdm.auto import trange
+    from tqdm import trange
     check_tensor(x)
     if tuple(x.shape) != self.net.shape: raise ValueError(f"x has shape {tuple(x.shape)}; this {self.net.name} has shape {self.net.shape}")
     weights = self.net.random(self.random_state, **tl.context(x)) if self.init is None else list(self.init)

@@ -20,6 +20,7 @@ def check_masked(x, mask):
     "`x` with zeros where `mask` is False, and the mask, both in the backend of `x`; `TypeError` or `ValueError` for what cannot be completed."
     check_tensor(x, allow_nan=True)
     if mask is None: mask = x - x == 0
+    if not hasattr(mask, "shape"): raise TypeError(f"mask is a {type(mask).__name__}; give an array of booleans, True where observed")
     if tuple(mask.shape) != tuple(x.shape): raise ValueError(f"mask has shape {tuple(mask.shape)}, x has {tuple(x.shape)}; they must be the same")
     mask = np.asarray(tl.to_numpy(mask)) if not isinstance(mask, np.ndarray) else mask
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all(): raise TypeError(f"mask has dtype {mask.dtype}; give booleans, True where observed")
@@ -53,12 +54,13 @@ def masked_sweep(self: TensorNetwork,
     weights = list(weights)
     for v, node in enumerate(self.nodes):
         bonds, open_ = tuple(l for l in node if l not in self.modes), [l for l in node if l in self.modes]
+        if len(open_) > 1: raise ValueError(f"node {v} of this {self.name} holds {len(open_)} modes; masked least squares needs one at most")
         order = [node.index(l) for l in [*open_, *bonds]]
         old = tl.transpose(weights[v], order)
         rows = old.shape[0] if open_ else 1
         which = index[:, self.modes.index(open_[0])] if open_ else np.zeros(len(index), dtype=int)
         grams, sides = self._normal_equations(v, weights, values, index, which, rows, bonds)
-        rho = prox * sum(float(tl.sum(tl.diag(g))) for g in grams) / (rows * grams[0].shape[0])
+        rho = prox * (sum(float(tl.sum(tl.diag(g))) for g in grams) / (rows * grams[0].shape[0]) or 1.0)  # all nodes zero: stay put
         old = tl.reshape(old, (rows, -1))
         new = tl.stack([_solve([g], b, w, rho)[0] for g, b, w in zip(grams, sides, old)])
         weights[v] = tl.transpose(tl.reshape(new, [weights[v].shape[a] for a in order]), list(np.argsort(order)))
@@ -108,17 +110,22 @@ def _interpolated(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     flat, known = values.ravel(), np.flatnonzero(mask.ravel())
     return np.interp(np.arange(flat.size), known, flat[known]).reshape(values.shape)
 
+def _beside(mask: np.ndarray, x):
+    "`mask` in the backend and on the device of `x`."
+    return tl.tensor(mask, **{k: v for k, v in tl.context(x).items() if k == "device"})
+
 # %% ../../nbs/tensor/03_completion.ipynb #19ce9e6c
 @patch
 def fit_transform(self: TensorNetworkCompletion, x, mask=None):
     "The completed tensor, observed entries kept; sets `weights_`, `changes_` (relative change per iteration). `mask=None`: NaN entries are missing."
-    from tqdm.auto import trange
+    from tqdm import trange
     data, observed = check_masked(x, mask)
     if tuple(x.shape) != self.net.shape: raise ValueError(f"x has shape {tuple(x.shape)}; this {self.net.name} has shape {self.net.shape}")
     scale = float(tl.max(tl.abs(data))) or 1.0
     data, nets, threshold, self.changes_ = data / scale, [*self.growth, self.net], 5e-4, []
     net = nets.pop(0)
     weights = net.random(self.random_state, **tl.context(data)) if self.init is None else list(self.init)
+    net.check(weights)
     y, step = tl.tensor(_interpolated(tl.to_numpy(data), observed), **tl.context(data)), self._stepper(data, observed)
     for _ in (bar := trange(self.n_iter_max, disable=not self.verbose, desc=self.net.name)):
         old, (y, weights) = y, step(net, y, weights)
@@ -128,13 +135,13 @@ def fit_transform(self: TensorNetworkCompletion, x, mask=None):
         if nets and self.changes_[-1] < threshold: net, threshold = nets.pop(0), threshold / 10; weights = net.padded(weights, random_state=self.random_state)
         elif not nets and self.changes_[-1] < self.tol: break
     self.weights_, self.net_ = [weights[0] * scale, *weights[1:]], net
-    return tl.where(tl.tensor(observed), tl.tensor(np.nan_to_num(tl.to_numpy(x)), **tl.context(x)), y * scale)
+    return tl.where(_beside(observed, data), tl.tensor(np.nan_to_num(tl.to_numpy(x)), **tl.context(x)), y * scale)
 
 # %% ../../nbs/tensor/03_completion.ipynb #54bafa64
 @patch
 def _stepper(self: TensorNetworkCompletion, data, observed):
     "The iteration of the chosen method as a function (network, completed tensor, nodes) -> (completed tensor, nodes)."
-    mask = tl.tensor(observed)
+    mask = _beside(observed, data)
     if self.method == "pam": return lambda net, y, w: net.pam_step(data, mask, y, w, self.rho)
     index = np.argwhere(observed)
     values, prox = data[tuple(index.T)], default_prox(data)

@@ -31,7 +31,6 @@ def psnr(x, estimate, data_range: float = 1.0) -> float:
     from skimage.metrics import peak_signal_noise_ratio
     with np.errstate(divide="ignore"): return float(peak_signal_noise_ratio(*_pair(x, estimate), data_range=data_range))
 
-# %% ../../nbs/tensor/02_metrics.ipynb #1ff20b96
 def ssim(x, estimate, data_range: float = 1.0) -> float:
     "Structural similarity (at most 1), the mean over all slices of modes 1 and 2, which must be 7 or larger."
     from skimage.metrics import structural_similarity

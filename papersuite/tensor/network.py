@@ -31,7 +31,8 @@ class TensorNetwork:
         count = Counter(label for node in self.nodes for label in node)
         if missing := [l for l in count if l not in self.sizes]: raise ValueError(f"labels {missing} have no size")
         if bad := {l: self.sizes[l] for l in count if self.sizes[l] < 1}: raise ValueError(f"sizes must be 1 or more, given {bad}")
-        if open_ := [m for m in self.modes if count[m] != 1]: raise ValueError(f"mode {open_[0]!r} stands at {count[open_[0]]} nodes; a mode stands at exactly one")
+        if open_ := [m for m in self.modes if count[m] != 1]:
+            raise ValueError(f"mode {open_[0]!r} stands at {count[open_[0]]} nodes; a mode stands at exactly one")
         if twice := [n for n in self.nodes if len(set(n)) < len(n)]: raise ValueError(f"node {twice[0]} has a label twice")
 
 # %% ../../nbs/tensor/00_network.ipynb #e768d001
@@ -40,7 +41,6 @@ def shape(self: TensorNetwork) -> tuple:
     "Shape of the tensor that the network stands for."
     return tuple(self.sizes[m] for m in self.modes)
 
-# %% ../../nbs/tensor/00_network.ipynb #b82da007
 @patch(as_prop=True)
 def node_shapes(self: TensorNetwork) -> list:
     "Shape of every node's array."
@@ -74,7 +74,6 @@ def check(self: TensorNetwork, weights: list):
     shapes = [tuple(w.shape) for w in weights]
     if shapes != self.node_shapes: raise ValueError(f"the nodes of this {self.name} have shapes {self.node_shapes}, given {shapes}")
 
-# %% ../../nbs/tensor/00_network.ipynb #dbe1e42e
 @patch
 def to_tensor(self: TensorNetwork,
     weights: list, # one array per node
@@ -92,7 +91,6 @@ def _ranks(rank, n: int, what: str) -> list:
     if min(ranks) < 1: raise ValueError(f"{what} is {rank}; ranks are 1 or more")
     return [int(r) for r in ranks]
 
-# %% ../../nbs/tensor/00_network.ipynb #47bb57b4
 def _network(name, nodes, shape, **bonds) -> TensorNetwork:
     "Modes are labelled `('i', k)`, bonds `(letter, k)` with sizes from the lists in `bonds`."
     sizes = {("i", k): int(s) for k, s in enumerate(shape)} | {(letter, k): r for letter, ranks in bonds.items() for k, r in enumerate(ranks)}
@@ -103,7 +101,6 @@ def cp(shape: tuple, rank: int) -> TensorNetwork:
     "Canonical polyadic format: N factors (I_k, R)."
     return _network("CP", [[("i", k), ("r", 0)] for k in range(len(shape))], shape, r=_ranks(rank, 1, "CP rank"))
 
-# %% ../../nbs/tensor/00_network.ipynb #f0728a1d
 def tucker(shape: tuple, rank) -> TensorNetwork:
     "Tucker format: N factors (I_k, R_k) and a core (R_1, …, R_N)."
     n = len(shape)
@@ -115,7 +112,6 @@ def tensor_ring(shape: tuple, rank) -> TensorNetwork:
     n = len(shape)
     return _network("tensor ring", [[("r", k), ("i", k), ("r", (k + 1) % n)] for k in range(n)], shape, r=_ranks(rank, n, "tensor-ring rank"))
 
-# %% ../../nbs/tensor/00_network.ipynb #ede00f72
 def tensor_train(shape: tuple, rank) -> TensorNetwork:
     "Tensor train: nodes (I_1, R_1), (R_1, I_2, R_2), …, (R_{N-1}, I_N)."
     n = len(shape)
@@ -129,7 +125,6 @@ def tensor_wheel(shape: tuple, rank_ring, rank_spoke) -> TensorNetwork:
     nodes = [[("r", k), ("i", k), ("l", k), ("r", (k + 1) % n)] for k in range(n)] + [[("l", k) for k in range(n)]]
     return _network("tensor wheel", nodes, shape, r=_ranks(rank_ring, n, "ring rank"), l=_ranks(rank_spoke, n, "spoke rank"))
 
-# %% ../../nbs/tensor/00_network.ipynb #3e9e1303
 def fctn(shape: tuple, rank) -> TensorNetwork:
     "Fully connected tensor network: a bond (j, k) for every two modes j < k; ranks in the order (0,1), (0,2), …"
     pairs = list(combinations(range(len(shape)), 2))
@@ -157,7 +152,6 @@ def n_param(self: TensorNetwork) -> int:
     "Stored numbers: the sizes of all nodes together."
     return sum(math.prod(s) for s in self.node_shapes)
 
-# %% ../../nbs/tensor/00_network.ipynb #0d47f80f
 @patch(as_prop=True)
 def bonds(self: TensorNetwork) -> dict:
     "Bond label -> the numbers of the nodes that share it."
@@ -181,10 +175,11 @@ def entries(self: TensorNetwork,
     weights: list, # one array per node
     index,         # (n, N) integer array or tensor, one position per row
 ):                 # (n,) values
-    "Entries of the tensor at `index` without forming it; `ValueError` for a wrong width, `IndexError` outside the tensor."
+    "Entries of the tensor at `index` without forming it; `TypeError` for a list, `ValueError` for a wrong width, `IndexError` outside the tensor."
     self.check(weights)
-    if index.ndim != 2 or index.shape[1] != len(self.modes): raise ValueError(f"index has shape {tuple(index.shape)}; it must be (n, {len(self.modes)})")
-    return contract([self._row(v, w, index) for v, w in enumerate(weights)] , ("n",))
+    if not hasattr(index, "shape"): raise TypeError(f"index is a {type(index).__name__}; give an integer array or tensor of shape (n, {len(self.modes)})")
+    if len(index.shape) != 2 or index.shape[1] != len(self.modes): raise ValueError(f"index has shape {tuple(index.shape)}; it must be (n, {len(self.modes)})")
+    return contract([self._row(v, w, index) for v, w in enumerate(weights)], ("n",))
 
 # %% ../../nbs/tensor/00_network.ipynb #ac33eb82
 @patch

@@ -1,4 +1,4 @@
-"""Nine tenths of a light field are missing; the star fills them in.
+"""Four fifths of a photograph are missing; a star fitted to the rest fills them in.
 
 Docs: https://papersuite.github.io/papersuite/tensor_star/completion.html.md"""
 
@@ -11,8 +11,8 @@ __all__ = ['TensorStarCompletion']
 from fastcore.basics import patch
 from ..tensor import network
 from ..tensor.als import check_tensor
-from ..tensor.completion import TensorNetworkCompletion, check_masked
-from .star import TensorStarTensor, capped, star_ranks
+from ..tensor.completion import TensorNetworkCompletion
+from .star import TensorStarTensor, star_ranks
 
 # %% ../../nbs/tensor_star/02_completion.ipynb #9513d8f8
 class TensorStarCompletion:

@@ -8,7 +8,6 @@ Docs: https://papersuite.github.io/papersuite/tensor_star/data.html.md"""
 __all__ = ['STANFORD', 'light_field', 'photograph', 'hyperspectral', 'kinetic', 'serology', 'faces', 'stanford_light_field']
 
 # %% ../../nbs/tensor_star/03_data.ipynb #246eca8f
-from pathlib import Path
 import numpy as np
 from ..core.data import DataUnavailable, dataset, local_file
 
@@ -25,10 +24,11 @@ def light_field(
     left, _, disparity = data.stereo_motorcycle()
     image = transform.resize(left, (height, width), anti_aliasing=True)
     disparity = np.where(np.isfinite(disparity), disparity, np.median(disparity[np.isfinite(disparity)]))
-    shift = transform.resize(disparity, (height, width), anti_aliasing=True) * width / left.shape[1]
+    shift = transform.resize(disparity, (height, width), anti_aliasing=True) / left.shape[1] # in image widths
+    down, right = shift * left.shape[1] * height / left.shape[0], shift * width              # in pixels of the view
     y, x = np.mgrid[:height, :width].astype(float)
     places = np.linspace(-spread, spread, views)
-    look = lambda c, u, v: map_coordinates(image[..., c], (y + u * shift, x + v * shift), order=1, mode="nearest")
+    look = lambda c, u, v: map_coordinates(image[..., c], (y + u * down, x + v * right), order=1, mode="nearest")
     return np.stack([np.stack([np.stack([look(c, u, v) for v in places], -1) for u in places], -2) for c in range(3)], 2)
 
 # %% ../../nbs/tensor_star/03_data.ipynb #20623bfe
@@ -71,7 +71,6 @@ def serology() -> np.ndarray: # (438, 6, 11), standard units
     from tensorly.datasets import load_covid19_serology
     return np.asarray(load_covid19_serology().tensor, dtype=float)
 
-# %% ../../nbs/tensor_star/03_data.ipynb #36c16939
 @dataset("faces", kind="packaged", source="scikit-image: lfw_subset (Labeled Faces in the Wild)", licence="research use")
 def faces() -> np.ndarray: # (200, 25, 25), values in [0, 1]
     "A hundred faces and a hundred that are not."
@@ -81,7 +80,6 @@ def faces() -> np.ndarray: # (200, 25, 25), values in [0, 1]
 # %% ../../nbs/tensor_star/03_data.ipynb #ed161720
 STANFORD = "the Stanford light field archive (lightfield.stanford.edu), rectified views"
 
-# %% ../../nbs/tensor_star/03_data.ipynb #b8851958
 @dataset("stanford_light_field", kind="local", source=STANFORD, licence="CC BY 3.0 for research; see the archive", path="stanford_light_field")
 def stanford_light_field(
     name: str = "truck",
@@ -96,6 +94,7 @@ def stanford_light_field(
     start = (17 - views) // 2
     grid = [[found.get((start + u, start + v)) for v in range(views)] for u in range(views)]
     if any(p is None for row in grid for p in row):
-        raise DataUnavailable(f"stanford_light_field/{name}: {views} × {views} central views out_RR_CC_….png", STANFORD, str(folder), f"{len(found)} views are there")
+        what = f"stanford_light_field/{name}: {views} × {views} central views out_RR_CC_….png"
+        raise DataUnavailable(what, STANFORD, str(folder), f"{len(found)} views are there")
     look = lambda p: transform.resize(io.imread(p)[..., :3], (height, width), anti_aliasing=True)
     return np.stack([np.stack([look(p) for p in row], -1) for row in grid], -2)

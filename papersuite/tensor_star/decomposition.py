@@ -9,12 +9,11 @@ __all__ = ['initial_star', 'TensorStar', 'tensor_star']
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #0866a21b
 import math
-import numpy as np
 import tensorly as tl
 from fastcore.basics import patch
 from ..tensor import network
 from ..tensor.als import TensorNetworkALS, check_tensor, default_prox
-from .star import TensorStarTensor, capped, load_star, random_star, star_from_ring, star_ranks
+from .star import TensorStarTensor, capped, star_from_ring, star_ranks
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #1e60dcf5
 def _ring_ranks(rank: tuple) -> list:
@@ -22,7 +21,6 @@ def _ring_ranks(rank: tuple) -> list:
     left, right, _ = rank
     return [min(right[k - 1], left[k]) for k in range(len(left))]
 
-# %% ../../nbs/tensor_star/01_decomposition.ipynb #24dcc1ec
 def _from_ring(ring: list, net, noise: float, random_state) -> list:
     "Nodes of the star network `net` around a fitted ring."
     return net.padded(star_from_ring(ring).weights, noise, random_state)
@@ -68,6 +66,7 @@ class TensorStar:
         verbose: bool = False,  # show a progress bar
     ):
         if (rank is None) == (rel_error is None): raise ValueError("give either rank or rel_error, not both")
+        if rel_error is not None and init != "random": raise ValueError("rel_error grows the ranks from a random start; init must stay random")
         if rel_error is not None and not 0 < rel_error < 1: raise ValueError(f"rel_error is {rel_error}; it must lie between 0 and 1")
         if n_restarts < 1 or n_iter_max < 1: raise ValueError(f"n_restarts is {n_restarts} and n_iter_max {n_iter_max}; both must be 1 or more")
         self.rank, self.rel_error, self.init, self.n_restarts, self.n_iter_max = rank, rel_error, init, n_restarts, n_iter_max
@@ -79,7 +78,7 @@ def fit(self: TensorStar, x):
     "Fit to `x` (order ≥ 3, real floating point); sets `decomposition_`, `errors_` (relative error per sweep), `rank_`. Raises `ValueError`/`TypeError`."
     check_tensor(x, min_order=3)
     rng = tl.check_random_state(self.random_state)
-    if self.rel_error is not None: runs = [self._grow(x, rng)]
+    if self.rel_error is not None: runs = [self._grow(x, rng) for _ in range(self.n_restarts)]
     else:
         rank = star_ranks(self.rank, len(x.shape))
         runs = [self._als(x, self._start(x, rank, rng)) for _ in range(self.n_restarts)]
@@ -96,7 +95,6 @@ def _start(self: TensorStar, x, rank, rng) -> list:
         raise ValueError(f"init has shape {self.init.shape} and ranks {self.init.rank}; needed are {tuple(x.shape)} and {rank}")
     return self.init.weights
 
-# %% ../../nbs/tensor_star/01_decomposition.ipynb #17ce523e
 @patch
 def _als(self: TensorStar, x, weights, sweeps=None) -> tuple:
     "TS-ALS from `weights`: (star, errors)."
@@ -105,13 +103,12 @@ def _als(self: TensorStar, x, weights, sweeps=None) -> tuple:
     als = TensorNetworkALS(star(weights).network, sweeps or self.n_iter_max, self.tol, weights, callback=callback, verbose=self.verbose).fit(x)
     return star(als.weights_), als.errors_
 
-# %% ../../nbs/tensor_star/01_decomposition.ipynb #c256219e
+# %% ../../nbs/tensor_star/01_decomposition.ipynb #17ce523e
 @patch
 def fit_transform(self: TensorStar, x) -> TensorStarTensor:
     "Fit to `x` and return the star."
     return self.fit(x).decomposition_
 
-# %% ../../nbs/tensor_star/01_decomposition.ipynb #5e44c730
 def tensor_star(x, rank=None, **options) -> TensorStarTensor:
     "Tensor star decomposition of `x`; `options` are those of `TensorStar`."
     return TensorStar(rank, **options).fit_transform(x)
@@ -137,7 +134,8 @@ def _grow(self: TensorStar, x, rng) -> tuple:
         if errors[-1] <= self.rel_error or len(errors) >= 10 * self.n_iter_max: break
         if not (ways := [w for w in _growths(star) if star.network.resized(w).n_param < math.prod(x.shape)]): break
         weights = max((self._gain(x, star, way, errors[-1]**2 * total, rng) for way in ways), key=lambda g: g[0])[1]
-    if errors[-1] > self.rel_error: raise ValueError(f"rel_error {self.rel_error} was not reached; the best star of {star.n_param} numbers has {errors[-1]:.3g}")
+    if errors[-1] > self.rel_error:
+        raise ValueError(f"rel_error {self.rel_error} was not reached; the best star of {star.n_param} numbers has {errors[-1]:.3g}")
     return star, errors
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #8a58a0d3

@@ -8,7 +8,6 @@ Docs: https://papersuite.github.io/papersuite/tensor_star/star.html.md"""
 __all__ = ['star_ranks', 'capped', 'TensorStarTensor', 'random_star', 'star_from_ring', 'load_star']
 
 # %% ../../nbs/tensor_star/00_star.ipynb #382cf2b2
-import json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -47,7 +46,8 @@ class TensorStarTensor:
     cores: list
 
     def __post_init__(self):
-        if len(self.factors) != len(self.cores): raise ValueError(f"{len(self.factors)} factors and {len(self.cores)} cores; a star has as many cores as factors")
+        if len(self.factors) != len(self.cores):
+            raise ValueError(f"{len(self.factors)} factors and {len(self.cores)} cores; a star has as many cores as factors")
         if any(len(f.shape) != 3 for f in self.factors) or any(len(c.shape) != 4 for c in self.cores):
             raise ValueError("factors have 3 axes (left rank, mode, right rank), cores 4 (right rank, ring, ring, left rank of the next factor)")
         self.network.check(self.weights)
@@ -58,44 +58,39 @@ def shape(self: TensorStarTensor) -> tuple:
     "Mode sizes (I_1, …, I_N)."
     return tuple(f.shape[1] for f in self.factors)
 
-# %% ../../nbs/tensor_star/00_star.ipynb #0cdbd590
 @patch(as_prop=True)
 def rank(self: TensorStarTensor) -> tuple:
     "The 3 N ranks as lists (left, right, core)."
     return [f.shape[0] for f in self.factors], [f.shape[2] for f in self.factors], [c.shape[1] for c in self.cores]
 
-# %% ../../nbs/tensor_star/00_star.ipynb #0d2d18d8
 @patch(as_prop=True)
 def network(self: TensorStarTensor) -> TensorNetwork:
     "The drawing, as a `TensorNetwork`."
     return network.tensor_star(self.shape, *self.rank)
 
-# %% ../../nbs/tensor_star/00_star.ipynb #15ca9c07
 @patch(as_prop=True)
 def weights(self: TensorStarTensor) -> list:
     "G_1, C_1, G_2, C_2, …: the nodes in the order of the network."
     return [w for pair in zip(self.factors, self.cores) for w in pair]
 
-# %% ../../nbs/tensor_star/00_star.ipynb #c17dc806
+# %% ../../nbs/tensor_star/00_star.ipynb #0cdbd590
 @patch(as_prop=True)
 def n_param(self: TensorStarTensor) -> int:
     "Stored numbers: Σ (R_k I_k L_k + L_k S_k S_{k+1} R_{k+1})."
     return self.network.n_param
 
-# %% ../../nbs/tensor_star/00_star.ipynb #0f7f1e83
 @patch
 def __repr__(self: TensorStarTensor) -> str:
     "Shape, ranks and stored numbers, not the arrays."
     left, right, core = self.rank
     return f"TensorStarTensor(shape={self.shape}, left={left}, right={right}, core={core}, n_param={self.n_param:,})"
 
-# %% ../../nbs/tensor_star/00_star.ipynb #7d2e6138
+# %% ../../nbs/tensor_star/00_star.ipynb #0d2d18d8
 @patch
 def to_tensor(self: TensorStarTensor):
     "The full tensor (1)."
     return self.network.to_tensor(self.weights)
 
-# %% ../../nbs/tensor_star/00_star.ipynb #a8f5e33f
 @patch
 def entries(self: TensorStarTensor,
     index, # (n, N) integer positions
@@ -132,7 +127,6 @@ def rolled(self: TensorStarTensor, steps: int = 1) -> TensorStarTensor:
     turn = lambda nodes: [nodes[(k + steps) % len(nodes)] for k in range(len(nodes))]
     return TensorStarTensor(turn(self.factors), turn(self.cores))
 
-# %% ../../nbs/tensor_star/00_star.ipynb #097bf06c
 @patch
 def reversed(self: TensorStarTensor) -> TensorStarTensor:
     "The star of the tensor with its modes in reverse order."
@@ -145,16 +139,18 @@ def reversed(self: TensorStarTensor) -> TensorStarTensor:
 def save(self: TensorStarTensor, path: str | Path) -> Path:
     "Write all nodes to `path` (safetensors), atomically."
     from safetensors.numpy import save
-    arrays = {f"{kind}.{k}": np.ascontiguousarray(tl.to_numpy(w)) for kind, nodes in (("factor", self.factors), ("core", self.cores)) for k, w in enumerate(nodes)}
+    parts = {"factor": self.factors, "core": self.cores}
+    arrays = {f"{kind}.{k}": np.ascontiguousarray(tl.to_numpy(w)) for kind, nodes in parts.items() for k, w in enumerate(nodes)}
     return write_atomic(path, save(arrays, metadata={"format": "tensor star", "order": str(len(self.factors))}))
 
-# %% ../../nbs/tensor_star/00_star.ipynb #d2b214c4
 def load_star(path: str | Path) -> TensorStarTensor:
     "Read a star that `save` wrote, in tensorly's current backend; `ValueError` for another kind of file."
     from safetensors import SafetensorError
     from safetensors.numpy import load
     try: arrays = load(Path(path).read_bytes())
     except SafetensorError as e: raise ValueError(f"{path} is not a safetensors file ({e})") from None
-    if "factor.0" not in arrays: raise ValueError(f"{path} holds {sorted(arrays)[:4]}, not a tensor star")
-    part = lambda kind: [tl.tensor(arrays[f"{kind}.{k}"]) for k in range(len(arrays) // 2)]
+    n = len(arrays) // 2
+    if n < 3 or set(arrays) != {f"{kind}.{k}" for kind in ("factor", "core") for k in range(n)}:
+        raise ValueError(f"{path} holds {sorted(arrays)[:4]}, not the factors and cores of a tensor star")
+    part = lambda kind: [tl.tensor(arrays[f"{kind}.{k}"]) for k in range(n)]
     return TensorStarTensor(part("factor"), part("core"))
