@@ -53,7 +53,9 @@ def _claims_text(records) -> str:
     lines = []
     for r in records:
         lines.append(f"\n{r['paper']} at {r['scale']} scale ({len(r['seeds'])} seeds, {r['wall_time_s']:.0f} s)")
-        for c in r["claims"]: lines += [f"  {c['verdict']:28s} {c['key']:5s} {c['statement']}", f"  {'':28s} {'':5s} {c['measure']}: {c['figure']}"]
+        for c in sorted(r["claims"], key=lambda c: c.get("asked_by", "paper") != "paper"):
+            whose = "" if c.get("asked_by", "paper") == "paper" else "our question: "
+            lines += [f"  {c['verdict']:28s} {c['key']:5s} {whose}{c['statement']}", f"  {'':28s} {'':5s} {c['measure']}: {c['figure']}"]
     return "\n".join(lines)
 
 # %% ../../nbs/core/05_cli.ipynb #a6b5e738

@@ -12,6 +12,7 @@ __all__ = ['HOLDS', 'FAILS', 'UNTESTED', 'SCHEMA_VERSION', 'RECORD_SCHEMA', 'Rul
 # %% ../../nbs/core/01_results.ipynb #59e6cc05
 import json, os, platform, subprocess, sys, tempfile
 from dataclasses import asdict, dataclass
+from fastcore.basics import patch
 from importlib import metadata
 from pathlib import Path
 import numpy as np
@@ -50,7 +51,7 @@ def decide(
 # %% ../../nbs/core/01_results.ipynb #5649c7e4
 @dataclass
 class Claim:
-    "A sentence of an abstract, what we measured, the rule, and (computed) the verdict."
+    "A sentence of an abstract (or a question of ours), what we measured, the rule, and (computed) the verdict."
     key: str           # short name, unique within the paper, such as "R4"
     statement: str     # the paper's claim in our words
     measure: str       # what the values are, with unit
@@ -58,28 +59,36 @@ class Claim:
     rule: Rule
     published: str = "" # the paper's own figure with its source; empty where none is known
     note: str = ""      # what a reader must know to read the verdict
+    asked_by: str = "paper" # "paper" for a sentence of the abstract, "us" for a question that we add
 
-    @property
-    def verdict(self) -> str: return decide(self.rule, self.values)
+    def __post_init__(self):
+        if self.asked_by not in ("paper", "us"): raise ValueError(f"asked_by is {self.asked_by!r}; it must be paper or us")
 
-    @property
-    def figure(self) -> str:
-        "Our figure: mean ± standard deviation over the seeds, or the largest deviation of an exact claim."
-        v = np.asarray(self.values, dtype=float)
-        if not v.size: return "none"
-        if self.rule.kind == "within": return f"largest deviation {np.abs(v).max():.2g} in {v.size} cases"
-        return f"{v.mean():.4g} ± {v.std(ddof=1):.2g} ({v.size} seeds)" if v.size > 1 else f"{v.mean():.4g} (1 seed)"
+# %% ../../nbs/core/01_results.ipynb #d7a7c7e6
+@patch(as_prop=True)
+def verdict(self: Claim) -> str:
+    "What the rule says of the values."
+    return decide(self.rule, self.values)
 
-    def to_dict(self) -> dict:
-        "Everything the record keeps, verdict included."
-        d = asdict(self) | {"values": [float(v) if np.isfinite(v) else None for v in self.values], "rule": {**asdict(self.rule), "text": str(self.rule)}}
-        return d | {"figure": self.figure, "verdict": self.verdict}
+@patch(as_prop=True)
+def figure(self: Claim) -> str:
+    "Our figure: mean ± standard deviation over the seeds, or the largest deviation of an exact claim."
+    v = np.asarray(self.values, dtype=float)
+    if not v.size: return "none"
+    if self.rule.kind == "within": return f"largest deviation {np.abs(v).max():.2g} in {v.size} cases"
+    return f"{v.mean():.4g} ± {v.std(ddof=1):.2g} ({v.size} seeds)" if v.size > 1 else f"{v.mean():.4g} (1 seed)"
+
+@patch
+def to_dict(self: Claim) -> dict:
+    "Everything the record keeps, verdict included."
+    d = asdict(self) | {"values": [float(v) if np.isfinite(v) else None for v in self.values], "rule": {**asdict(self.rule), "text": str(self.rule)}}
+    return d | {"figure": self.figure, "verdict": self.verdict}
 
 # %% ../../nbs/core/01_results.ipynb #40479c3d
 SCHEMA_VERSION = 1
 _text, _number = {"type": "string"}, {"type": ["number", "null"]}
 _claim_schema = {"type": "object", "required": ["key", "statement", "measure", "values", "rule", "figure", "verdict"],
-                 "properties": {"verdict": {"enum": [HOLDS, FAILS, UNTESTED]}, "values": {"type": "array", "items": _number}, "key": _text}}
+                 "properties": {"verdict": {"enum": [HOLDS, FAILS, UNTESTED]}, "asked_by": {"enum": ["paper", "us"]}, "values": {"type": "array", "items": _number}, "key": _text}}
 RECORD_SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "papersuite result record", "type": "object",
     "required": ["schema_version", "paper", "scale", "seeds", "claims", "figures", "machine", "versions", "wall_time_s", "git_revision", "created"],

@@ -150,7 +150,7 @@ def _execute(job: Job, stage: Path, memory: Path):
     source = stage/"prepared.ipynb"
     nbformat.write(prepare(job.notebook, job.parameters), source)
     threads = str(max(1, (os.cpu_count() or 1) // max(1, job.workers)))
-    env = dict(PAPERSUITE_OUT=str(stage), PAPERSUITE_MEMORY=str(memory), PAPERSUITE_JOBS=str(job.workers), OMP_NUM_THREADS=threads, MPLBACKEND="agg",
+    env = dict(PAPERSUITE_OUT=str(stage), PAPERSUITE_MEMORY=str(memory), PAPERSUITE_JOBS=str(job.workers), OMP_NUM_THREADS=threads,
                PYTHONWARNINGS="ignore:Persisting input arguments")
     log = logging.getLogger("papermill"); log.setLevel(logging.INFO); log.propagate = False
     log.handlers = [handler := logging.FileHandler(stage/"log.txt")]
