@@ -78,4 +78,5 @@ def test_what_cannot_be_completed_is_refused():
     test_fail(lambda: model.fit_transform(x, [[True]]), exc=TypeError, contains="mask is a list")
     test_fail(lambda: model.fit_transform(torch.ones(3, 4), x > 0), exc=TypeError, contains="tensorly computes with numpy")
     test_fail(lambda: model.fit_transform(np.where(np.eye(3, 4), np.nan, 1), np.ones((3, 4), bool)), contains="NaN")
+    test_fail(lambda: TensorNetworkCompletion(cp((3, 4), 1), rho=float("nan")), contains="need rho > 0")
     test_fail(lambda: TensorNetworkCompletion(cp((3, 4), 1), method="magic"), contains="pam or masked")

@@ -100,7 +100,7 @@ class TensorNetworkCompletion:
         verbose: bool = False,
     ):
         if method not in ("pam", "masked"): raise ValueError(f"method is {method!r}; it must be pam or masked")
-        if rho <= 0 or n_iter_max < 1 or tol < 0: raise ValueError(f"rho is {rho}, n_iter_max {n_iter_max}, tol {tol}; need rho > 0, n_iter_max ≥ 1, tol ≥ 0")
+        if not rho > 0 or n_iter_max < 1 or not tol >= 0: raise ValueError(f"rho is {rho}, n_iter_max {n_iter_max}, tol {tol}; need rho > 0, n_iter_max ≥ 1, tol ≥ 0")
         self.net, self.method, self.rho, self.n_iter_max, self.tol = net, method, rho, n_iter_max, tol
         self.growth, self.init, self.random_state, self.callback, self.verbose = growth, init, random_state, callback, verbose
 
