@@ -21,15 +21,6 @@ def test_the_middle_view_is_the_photograph_and_neighbouring_views_are_alike():
     assert 0 <= field.min() and field.max() <= 1
 
 
-# nbs/tensor_star/03_data.ipynb #d92513ad
-def test_an_image_is_cut_so_that_a_mode_is_a_scale():
-    x = photograph((4, 4, 4, 4, 4, 4, 3))
-    image = transform.resize(data.astronaut(), (64, 64), anti_aliasing=True)
-    test_close(x[0, 0, 0, 0, 0].reshape(2, 2, 3), image[:2, :2], eps=1e-12)          # the last two digits: neighbouring pixels
-    test_close(x[3, 3, 3, 3, 3, 3], image[63, 63], eps=1e-12)
-    test_fail(lambda: photograph((5, 5, 3, 3)), contains="side² · 3")
-
-
 # nbs/tensor_star/03_data.ipynb #b8851958
 def test_a_folder_of_views_becomes_a_light_field_and_a_gap_is_named():
     with tempfile.TemporaryDirectory() as d, mock.dict(os.environ, {"PAPERSUITE_DATA": d}):

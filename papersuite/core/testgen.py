@@ -34,7 +34,14 @@ def _test_function(cell, where: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]+", marks["test"]): raise ValueError(f"{where}: test name {marks['test']!r} must be lower_case_words")
     code = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
     head = "".join(f"@pytest.mark.{m}\n" for m in ("slow", "gpu") if m in marks)
-    return f"# {where} #{cell['id']}\n{head}def test_{marks['test']}():\n{_indented(code)}\n"
+    return f"# {where} #{cell['id']}\n{head}def test_{marks['test']}():\n{_needs(marks.get('needs', ''))}{_indented(code)}\n"
+
+def _needs(what: str) -> str:
+    "The line that skips a test where a module, or a data set that the notebook imports, is absent."
+    if not what: return ""
+    if not what.startswith("data "): return f'    pytest.importorskip("{what}")\n'
+    name = what.removeprefix("data ")
+    return f'    if not {name}.present: pytest.skip(f"needs {{{name}.path}} under PAPERSUITE_DATA")\n'
 
 # %% ../../nbs/core/06_testgen.ipynb #a97e32a5
 def pytest_module(
