@@ -128,6 +128,8 @@ def test_observations_that_cannot_be_meant_are_refused():
 def test_ranks_and_hyper_parameters_are_checked():
     test_eq(check_rank(3, 4), [3, 3, 3, 3])
     for rank, message in [(0, "1 or more"), ((2, 2), "4 bonds"), ((2, 2, -1, 2), "1 or more"), ((2, 2, 1.5, 2), "1 or more")]: test_fail(lambda: check_rank(rank, 4), contains=message)
+    for rank in (None, 2.5, "3"):
+        with ExceptionExpected(TypeError): check_rank(rank, 4)
     for bad in (dict(a_delta=1.0), dict(a_noise=-1.0), dict(b_noise=float("nan"))): test_fail(lambda: RingPrior(**bad), contains="finite number above")
 
 

@@ -60,7 +60,7 @@ def _check_settings(self: BayesianTensorRing):
     for name in ("learning_rate", "init_size"):
         value = getattr(self, name)
         if value is not None and not value > 0: raise ValueError(f"{name} is {value}; it must be positive")
-    check_rank(self.rank, 1 if isinstance(self.rank, (int, np.integer)) else len(self.rank))
+    check_rank(self.rank, len(self.rank) if hasattr(self.rank, "__len__") else 1)
     self.adaptation_ = self.adaptation if isinstance(self.adaptation, RankAdaptation) else RankAdaptation(self.adaptation)
 
 # %% ../../nbs/sbtr/05_estimator.ipynb #8d9fda2a

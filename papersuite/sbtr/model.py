@@ -76,6 +76,7 @@ class RingPrior:
 # %% ../../nbs/sbtr/00_model.ipynb #dacc62e4
 def check_rank(rank, order: int) -> list[int]:
     "One rank per bond from an int or a sequence of `order` ints; `ValueError` for anything below 1."
+    if isinstance(rank, str) or not isinstance(rank, (int, np.integer)) and not hasattr(rank, "__len__"): raise TypeError(f"rank is {rank!r}; give a whole number, or one per bond")
     ranks = [rank] * order if isinstance(rank, (int, np.integer)) else list(rank)
     if len(ranks) != order: raise ValueError(f"rank has {len(ranks)} numbers; a tensor of order {order} has {order} bonds")
     if any(isinstance(r, bool) or int(r) != r or r < 1 for r in ranks): raise ValueError(f"rank is {rank}; every bond needs a whole number of 1 or more")
