@@ -6,9 +6,9 @@ Docs: https://papersuite.github.io/papersuite/sbtr/gibbs.html.md"""
 
 # %% auto #0
 __all__ = ['LARGEST_LOGIT', 'Draws', 'Observations', 'Links', 'Walk', 'gathered', 'sample_weight', 'sample_core',
-           'sample_multipliers', 'sample_noise', 'gibbs_sweep', 'direct_core', 'z_score', 'keep_components',
-           'add_component', 'RankAdaptation', 'initial_ring', 'GibbsChain', 'run_gibbs', 'effective_ranks',
-           'convergence_table']
+           'sample_multipliers', 'sample_noise', 'gibbs_sweep', 'direct_core', 'z_score', 'geweke_scores',
+           'keep_components', 'add_component', 'RankAdaptation', 'initial_ring', 'GibbsChain', 'run_gibbs',
+           'effective_ranks', 'convergence_table']
 
 # %% ../../nbs/sbtr/01_gibbs.ipynb #4ebc35c1
 import math, warnings
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fastcore.basics import patch
 from ..kernels.polya_gamma import polya_gamma
 from ..kernels.row_gibbs import row_block_gibbs, row_gibbs
-from .model import RingPrior, WeightedRing, check_rank, log_likelihood, multiplier_conditional
+from .model import RingPrior, WeightedRing, check_rank, log_likelihood, multiplier_conditional, sample_prior
 from torch import Tensor
 
 # %% ../../nbs/sbtr/01_gibbs.ipynb #bb600cdc
@@ -230,6 +230,26 @@ def z_score(trace, mean: float) -> float:
     "How many standard errors the mean of an autocorrelated trace lies from `mean`."
     trace = np.asarray(trace, dtype=float)
     return float((trace.mean() - mean) / (trace.std(ddof=1) / math.sqrt(float(_arviz().ess(trace[None])))))
+
+# %% ../../nbs/sbtr/01_gibbs.ipynb #fe37a3ac
+def geweke_scores(
+    likelihood: str,        # "gaussian" or "bernoulli"
+    update: str = "scalar", # of the sweep
+    n_sweeps: int = 4_000,
+    seed: int = 0,
+) -> dict:                  # quantity -> standard score against its prior mean
+    "Geweke's joint-distribution test: sweeps that alternate with fresh data must keep the prior's moments."
+    prior, draws, traces = RingPrior(6.0, 4.0, 4.0), Draws(torch.Generator().manual_seed(seed)), []
+    ring = sample_prior((2, 3, 2), 2, prior, draws.generator)
+    index = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(2))[:8]
+    for _ in range(n_sweeps):
+        x = ring.entries(index)
+        noisy = x + torch.randn(8, generator=draws.generator).double() / ring.noise_precision**0.5
+        y = noisy if likelihood == "gaussian" else torch.bernoulli(x.sigmoid(), generator=draws.generator)
+        gibbs_sweep(ring, Observations(index, y, ring.shape, likelihood), prior, draws, update)
+        traces.append([float(ring.cores[0].square().mean()), *(ring.weights[1]**2).tolist(), *ring.multipliers[1].tolist(), ring.noise_precision])
+    means = {"core²": 1.0, "λ₁²": 1 / 5, "λ₂²": 1 / 25, "δ₁": 6.0, "δ₂": 6.0} | ({"ε": 1.0} if likelihood == "gaussian" else {})
+    return {name: z_score(trace, mean) for (name, mean), trace in zip(means.items(), np.transpose(traces))}
 
 # %% ../../nbs/sbtr/01_gibbs.ipynb #435f5303
 def keep_components(ring: WeightedRing, d: int, keep: Tensor):
