@@ -68,7 +68,7 @@ def lasso_var(x, lag: int) -> np.ndarray: # (p, p, lag)
     from sklearn.linear_model import LassoCV
     from sklearn.model_selection import TimeSeriesSplit
     Z, Y = regression(x, lag)
-    fits = [LassoCV(cv=TimeSeriesSplit(3), alphas=np.logspace(-4, 0, 30), max_iter=5000, tol=1e-3).fit(Z, y) for y in Y.T]
+    fits = [LassoCV(cv=TimeSeriesSplit(3), alphas=np.logspace(-4, 0, 30), max_iter=20_000, tol=1e-3).fit(Z, y) for y in Y.T]
     return np.abs([fit.coef_ for fit in fits]).reshape(Y.shape[1], -1, lag)
 
 # %% ../../nbs/jrngc/04_linear.ipynb #babd1467
