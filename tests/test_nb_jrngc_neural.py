@@ -90,8 +90,10 @@ def test_every_network_finds_a_single_link_with_its_direction():
 
 # nbs/jrngc/05_neural.ipynb #02767664
 def test_a_path_that_does_not_grow_is_refused():
-    import numpy as np, pytest
+    import numpy as np, pytest, torch
     from papersuite.jrngc.neural import CMLP, fit_path
     x = np.random.default_rng(0).normal(size=(60, 2))
     with pytest.raises(ValueError, match="that grow"): fit_path(CMLP(2, 2), x, 2, (0.2, 0.1))
+    torch.manual_seed(0)
+    assert np.isfinite(fit_path(CMLP(2, 2), x, 2, (0.1, 0.2), n_iter=30, learning_rate=1e4).graph).all() # the step is halved until it works
     with pytest.raises(ValueError, match="too few to hold out"): fit_path(CMLP(2, 2), x[:20], 2, (0.1, 0.2))

@@ -126,6 +126,20 @@ def _descend(net: nn.Module, x: Tensor, y: Tensor, lam: float, n_iter: int, lear
         if proximal: net.shrink(learning_rate * lam)
 
 # %% ../../nbs/jrngc/05_neural.ipynb #760d05e6
+def _walk(net: nn.Module, x: Tensor, y: Tensor, n: int, lams: tuple, n_iter: int, learning_rate: float) -> tuple | None:
+    "Graphs, held-out errors in five stretches, and weights along the path that learns from the first `n` windows; None if it diverges."
+    graphs, errors, states = [], [], []
+    for k, lam in enumerate(lams):
+        _descend(net, x[:n], y[:n], lam, n_iter if k else 3 * n_iter, learning_rate)
+        with torch.no_grad():
+            missed = (net(x[n:]) - y[n:]).square().mean(1).numpy()
+            graphs.append(net.graph(x[:n]).numpy())
+        if not (np.isfinite(missed).all() and np.isfinite(graphs[-1]).all()): return None
+        errors.append([part.mean() for part in np.array_split(missed, 5)])
+        states.append({name: value.clone() for name, value in net.state_dict().items()})
+    return graphs, errors, states
+
+# %% ../../nbs/jrngc/05_neural.ipynb #0e35125c
 def fit_path(
     net: nn.Module,       # a `CMLP`, `CLSTM` or `GVAR`
     x,                    # (time, variables), or a list of trajectories
@@ -142,14 +156,11 @@ def fit_path(
     windows, targets = (torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32) for a in (windows, targets))
     n = len(windows) - len(windows) // 5
     if len(windows) < 25: raise ValueError(f"{len(windows)} windows are too few to hold out a fifth; 25 are needed")
-    graphs, errors, states = [], [], []
-    for k, lam in enumerate(lams):
-        _descend(net, windows[:n], targets[:n], lam, n_iter if k else 3 * n_iter, learning_rate)
-        with torch.no_grad():
-            missed = (net(windows[n:]) - targets[n:]).square().mean(1).numpy()
-            graphs.append(net.graph(windows[:n]).numpy())
-        errors.append([part.mean() for part in np.array_split(missed, 5)])
-        states.append({name: value.clone() for name, value in net.state_dict().items()})
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    while not (path := _walk(net, windows, targets, n, lams, n_iter, learning_rate)): # diverged
+        learning_rate /= 2
+        net.load_state_dict(start)
+    graphs, errors, states = path
     chosen = one_standard_error(np.array(errors))
     net.load_state_dict(states[chosen])
     _descend(net, windows, targets, lams[chosen], n_iter, learning_rate)
