@@ -136,7 +136,10 @@ def frobenius(self: ResidualMLP, tape: tuple) -> Tensor:
     "Half the mean squared Frobenius norm of the Jacobian, exactly, equation (7)."
     n, weight, slope, notes = tape
     G, C = weight @ weight.T, self.last.weight.T @ self.last.weight
-    if not notes: return 0.5 * ((C * G).sum() if slope is None else ((slope @ (C * G)) * slope).sum() / n)
+    if not notes:
+        if slope is None: return 0.5 * (C * G).sum()
+        if not slope.requires_grad: return 0.5 * (C * G * (slope.T @ slope)).sum() / n # ReLU: one product, nothing to differentiate
+        return 0.5 * ((slope @ (C * G)) * slope).sum() / n
     if self.n_variables <= len(C):
         rows = self.output_rows(tape)
         return 0.5 * ((rows @ G) * rows).sum() / n

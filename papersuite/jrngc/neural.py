@@ -11,6 +11,7 @@ __all__ = ['shrink_groups', 'CMLP', 'CLSTM', 'GVAR', 'GraphPath', 'one_standard_
 import numpy as np
 import torch
 from dataclasses import dataclass
+from .linear import standardised
 from .model import lag_windows
 from torch import Tensor, nn
 
@@ -150,9 +151,7 @@ def fit_path(
 ) -> GraphPath:
     "Train along the path and choose λ by forecasts of the last fifth of time. `ValueError` for too few windows or λ that do not grow."
     if len(lams) < 2 or any(b <= a for a, b in zip(lams, lams[1:])): raise ValueError(f"lams is {lams}; give at least two that grow")
-    everything = np.concatenate(x) if isinstance(x, (list, tuple)) else np.asarray(x)
-    standardise = lambda s: (np.asarray(s) - everything.mean(0)) / everything.std(0)
-    windows, targets = lag_windows([standardise(s) for s in x] if isinstance(x, (list, tuple)) else standardise(x), lag)
+    windows, targets = lag_windows(standardised(x), lag)
     windows, targets = (torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32) for a in (windows, targets))
     n = len(windows) - len(windows) // 5
     if len(windows) < 25: raise ValueError(f"{len(windows)} windows are too few to hold out a fifth; 25 are needed")

@@ -110,7 +110,8 @@ def _transformed(self: TransformedLoraLayer, x: Tensor, name: str) -> Tensor:
     return moved if strength == 1 else x + strength * (moved - x)
 
 @patch
-def forward(self: TransformedLoraLayer, x: Tensor, *args, **kwargs) -> Tensor:
+def forward(self: TransformedLoraLayer, x: Tensor, *args, **kwargs) -> Tensor: # (…, in features) to (…, out features)
+    "The adapted layer; the base layer alone if adapters are disabled or merged."
     if self.disable_adapters or self.merged:
         if self.disable_adapters and self.merged: self.unmerge()
         return self.base_layer(x, *args, **kwargs)
@@ -175,7 +176,9 @@ def get_delta_weight(self: TransformedLoraLayer, adapter: str) -> Tensor: # (O, 
 
 # %% ../../nbs/tlora/01_tuner.ipynb #654b957d
 @patch
-def supports_lora_conversion(self: TransformedLoraLayer, adapter_name: str = "default") -> bool: return True
+def supports_lora_conversion(self: TransformedLoraLayer, adapter_name: str = "default") -> bool:
+    "peft may ask for `get_delta_weight`."
+    return True
 
 @patch
 def scale_layer(self: TransformedLoraLayer, scale: float):
