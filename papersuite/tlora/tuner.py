@@ -106,9 +106,10 @@ def _transformed(self: TransformedLoraLayer, x: Tensor, name: str) -> Tensor:
     "x + strength × (T x − x) along the last axis."
     cores, strength = list(self.trlora_transform[name]), self.trlora_settings[name]["strength"]
     if not cores: return x
-    moved = apply_ring(x.to(cores[0].dtype), cores).to(x.dtype)
+    moved = apply_ring(x.to(cores[0].dtype), cores).to(x.dtype).contiguous() # so that the base layer rounds as it would without us
     return moved if strength == 1 else x + strength * (moved - x)
 
+# %% ../../nbs/tlora/01_tuner.ipynb #9c69baf3
 @patch
 def forward(self: TransformedLoraLayer, x: Tensor, *args, **kwargs) -> Tensor: # (…, in features) to (…, out features)
     "The adapted layer; the base layer alone if adapters are disabled or merged."
