@@ -3,7 +3,6 @@
 import pytest
 import pandas as pd
 import peft
-import warnings
 from papersuite.kernels.dispatch import seconds
 import papersuite.tlora.tuner as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})

@@ -60,11 +60,11 @@ def identity_cores(
     if isinstance(rank, bool) or int(rank) != rank or rank < 1: raise ValueError(f"transform rank is {rank!r}; it must be a whole number of 1 or more")
     if init not in ("gauge", "paper"): raise ValueError(f"init is {init!r}; use gauge or paper")
     while True:
-        bonds = [torch.full((rank, rank), 1 / rank, dtype=torch.float64) for _ in shape]
-        if init == "gauge" and rank > 1: bonds = [m + 0.1 * torch.randn(rank, rank, generator=generator, dtype=torch.float64) for m in bonds]
+        bonds = [torch.full((rank, rank), 1 / rank, dtype=torch.float64, device="cpu") for _ in shape] # also where new tensors are meta tensors
+        if init == "gauge" and rank > 1: bonds = [m + 0.1 * torch.randn(rank, rank, generator=generator, dtype=torch.float64, device="cpu") for m in bonds]
         trace = torch.linalg.multi_dot(bonds).trace() if len(bonds) > 1 else bonds[0].trace()
         if trace > 0.1: break
-    return [torch.einsum("ij,rs->ijrs", torch.eye(n, dtype=torch.float64), m / trace ** (1 / len(shape))).float() for n, m in zip(shape, bonds)]
+    return [torch.einsum("ij,rs->ijrs", torch.eye(n, dtype=torch.float64, device="cpu"), m / trace ** (1 / len(shape))).float() for n, m in zip(shape, bonds)]
 
 # %% ../../nbs/tlora/00_algebra.ipynb #6328e939
 def ring_product(
@@ -122,12 +122,12 @@ def apply_ring(
     cores: list, # D tensors (I_d, J_d, R, R)
 ) -> Tensor:     # (…, ∏ I_d)
     "T x along the last axis, equation (7); T is never formed. `ValueError` for a width that does not fit."
-    width, rank = math.prod(c.shape[1] for c in cores), cores[0].shape[2]
+    width, rank, out_width = math.prod([c.shape[1] for c in cores]), cores[0].shape[2], math.prod([len(c) for c in cores])
     if x.shape[-1] != width: raise ValueError(f"x has {x.shape[-1]} features, the transform takes {width}")
     if len(cores) == 1: return x @ ring_matrix(cores).T
     if use_triton(x) and x.dtype == torch.float32:
         left, right = cores[0].permute(2, 3, 0, 1), open_ring(cores[1:]).permute(3, 2, 0, 1)
-        return kronecker_sum(x.reshape(-1, width), left.flatten(0, 1), right.flatten(0, 1)).reshape(*x.shape[:-1], -1)
+        return kronecker_sum(x.reshape(-1, width), left.flatten(0, 1), right.flatten(0, 1)).reshape(*x.shape[:-1], out_width)
     first, *middle, last = cores
     z = first.permute(2, 0, 3, 1).reshape(-1, first.shape[1]) @ x.reshape(-1, width).T.reshape(first.shape[1], -1) # (a i₁ b, j₂ … N)
     done = first.shape[0]
@@ -135,7 +135,7 @@ def apply_ring(
         z = core.permute(0, 3, 2, 1).flatten(2).flatten(0, 1) @ z.reshape(rank * done, rank * core.shape[1], -1)
         done *= core.shape[0]
     z = last.permute(3, 0, 2, 1).flatten(2)[:, None] @ z.reshape(rank, done, rank * last.shape[1], -1)
-    return z.sum(0).reshape(done * last.shape[0], -1).T.reshape(*x.shape[:-1], -1)
+    return z.sum(0).reshape(out_width, -1).T.reshape(*x.shape[:-1], out_width)
 
 # %% ../../nbs/tlora/00_algebra.ipynb #dd0a798a
 def transform_operations(

@@ -11,9 +11,12 @@ __all__ = ['PEFT_TYPE', 'ATTENTION', 'TransformedLoraConfig', 'TransformedLoraLa
 # %% ../../nbs/tlora/01_tuner.ipynb #84b68ca9
 import math
 import torch
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from .algebra import apply_ring, digits, identity_cores, ring_factors, zero_ring
+from .layer import adapted_linear
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
@@ -41,7 +44,11 @@ class TransformedLoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
 
 # %% ../../nbs/tlora/01_tuner.ipynb #a04c1a97
-PEFT_TYPE = "papersuite.tlora"
+class _Name(str):
+    "A string that also answers to `value`, as the members of peft's enumeration do."
+    value = property(str)
+
+PEFT_TYPE = _Name("papersuite.tlora")
 
 @patch
 def __post_init__(self: TransformedLoraConfig):
@@ -56,8 +63,10 @@ def __post_init__(self: TransformedLoraConfig):
         if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} or more")
     if self.transform_rank == 0 and self.residual == "none": raise ValueError("transform_rank is 0 and residual is none; nothing would be trained")
     if isinstance(self.target_modules, str) and self.layers_to_transform is not None: raise ValueError("layers_to_transform cannot be used with a regular expression in target_modules")
+    if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not math.isfinite(self.alpha): raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number")
+    if self.layers_pattern and self.layers_to_transform is None: raise ValueError("layers_pattern is given without layers_to_transform; it says where their numbers are counted")
     for width, shape in self.shapes.items():
-        if math.prod(shape) != int(width): raise ValueError(f"shapes says {tuple(shape)} for width {width}; the product is {math.prod(shape)}")
+        if math.prod(shape) != int(width) or min(shape) < 1: raise ValueError(f"shapes says {tuple(shape)} for width {width}; the product is {math.prod(shape)}, of numbers that must be 1 or more")
     self.shapes = {str(width): list(shape) for width, shape in self.shapes.items()}
 
 # %% ../../nbs/tlora/01_tuner.ipynb #44265ea7
@@ -81,8 +90,10 @@ class TransformedLoraLayer(nn.Module, BaseTunerLayer):
 def update_layer(self: TransformedLoraLayer, adapter_name: str, config: TransformedLoraConfig):
     "Add an adapter. `ValueError` that names the layer for a width without digits."
     def cut(width):
-        try: return tuple(config.shapes.setdefault(str(width), list(digits(width))))
+        if str(width) in config.shapes: return tuple(config.shapes[str(width)])
+        try: config.shapes[str(width)] = list(digits(width))
         except ValueError as error: raise ValueError(f"{self.key}: {error}. Pass shapes={{{width}: (…)}} to the configuration or leave the layer out") from None
+        return tuple(config.shapes[str(width)])
     side = self.in_features if config.side == "in" else self.out_features
     cores = identity_cores(cut(side), config.transform_rank, config.init) if config.transform_rank else []
     out, into = [], []
@@ -96,8 +107,9 @@ def update_layer(self: TransformedLoraLayer, adapter_name: str, config: Transfor
 
 # %% ../../nbs/tlora/01_tuner.ipynb #33259318
 @patch
-def _factors(self: TransformedLoraLayer, name: str) -> tuple: # (O, columns) and (columns, I)
+def _factors(self: TransformedLoraLayer, name: str) -> tuple: # (O, columns) and (columns, I), or None twice
     out, into = list(self.trlora_out[name]), list(self.trlora_in[name])
+    if not out: return None, None
     return ring_factors(out, into) if self.trlora_settings[name]["residual"] == "ring" else (out[0], into[0])
 
 # %% ../../nbs/tlora/01_tuner.ipynb #3f5c5187
@@ -111,23 +123,66 @@ def _transformed(self: TransformedLoraLayer, x: Tensor, name: str) -> Tensor:
 
 # %% ../../nbs/tlora/01_tuner.ipynb #9c69baf3
 @patch
-def forward(self: TransformedLoraLayer, x: Tensor, *args, **kwargs) -> Tensor: # (…, in features) to (…, out features)
-    "The adapted layer; the base layer alone if adapters are disabled or merged."
+def _alone(self: TransformedLoraLayer, x: Tensor, names: list) -> bool:
+    "Can `adapted_linear` compute this call?"
+    base = self.base_layer
+    if len(names) != 1 or type(base) is not nn.Linear or base.weight.requires_grad or torch.is_autocast_enabled(x.device.type): return False
+    if base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base): return False
+    name, setting = names[0], self.trlora_settings[names[0]]
+    kinds = {p.dtype for p in (x, base.weight, *self.trlora_transform[name], *self.trlora_out[name])}
+    return setting["side"] == "in" and setting["strength"] == 1 and len(kinds) == 1
+
+# %% ../../nbs/tlora/01_tuner.ipynb #e39cc5fa
+@patch
+def forward(self: TransformedLoraLayer, x: Tensor, *args, adapter_names: list[str] | None = None, **kwargs) -> Tensor: # (…, in features) to (…, out features)
+    "The adapted layer; the base layer alone if adapters are disabled or merged. `adapter_names` gives each sample of a batch an adapter of its own."
+    if adapter_names is not None: return self._mixed(x, adapter_names, *args, **kwargs)
     if self.disable_adapters or self.merged:
         if self.disable_adapters and self.merged: self.unmerge()
         return self.base_layer(x, *args, **kwargs)
-    names = [n for n in self.active_adapters if n in self.trlora_settings]
+    return self._adapted(x, [n for n in self.active_adapters if n in self.trlora_settings], *args, **kwargs)
+
+@patch
+def _adapted(self: TransformedLoraLayer, x: Tensor, names: list, *args, **kwargs) -> Tensor:
+    "The layer with these adapters."
+    if self._alone(x, names):
+        left, right = self._factors(names[0])
+        return adapted_linear(x, self.base_layer.weight, self.base_layer.bias, list(self.trlora_transform[names[0]]), left, right, self.trlora_settings[names[0]]["scale"])
+    return self._residuals(x, self._base(x, names, *args, **kwargs), names)
+
+# %% ../../nbs/tlora/01_tuner.ipynb #0d5fcd93
+@patch
+def _base(self: TransformedLoraLayer, x: Tensor, names: list, *args, **kwargs) -> Tensor:
+    "The base layer between the transforms."
     z, base = x, self.get_base_layer()
     for n in reversed(names):
         if self.trlora_settings[n]["side"] == "in": z = self._transformed(z, n)
     outer = [n for n in names if self.trlora_settings[n]["side"] == "out" and len(self.trlora_transform[n])]
-    y = linear(z, base.weight) if outer else self.base_layer(z, *args, **kwargs)
-    for n in reversed(outer): y = self._transformed(y, n)
-    if outer and base.bias is not None: y = y + base.bias
+    y = self.base_layer(z, *args, **kwargs)
+    if not outer: return y
+    start = moved = y if base.bias is None else y - base.bias
+    for n in reversed(outer): moved = self._transformed(moved, n)
+    return y + (moved - start) # and not moved + bias: a transform that is the identity changes no bit
+
+@patch
+def _residuals(self: TransformedLoraLayer, x: Tensor, y: Tensor, names: list) -> Tensor:
+    "y with the residuals of the adapters added."
     for n in names:
-        if self.trlora_settings[n]["residual"] == "none": continue
         left, right = self._factors(n)
-        y = y + (self.trlora_settings[n]["scale"] * self.trlora_settings[n]["strength"] * linear(linear(x.to(right.dtype), right), left)).to(y.dtype)
+        if left is not None: y = y + (self.trlora_settings[n]["scale"] * self.trlora_settings[n]["strength"] * linear(linear(x.to(right.dtype), right), left)).to(y.dtype)
+    return y
+
+# %% ../../nbs/tlora/01_tuner.ipynb #b1bc1069
+@patch
+def _mixed(self: TransformedLoraLayer, x: Tensor, adapter_names: list[str], *args, **kwargs) -> Tensor:
+    "Each sample with its own adapter. `ValueError` for merged adapters, unknown names or a wrong number of them."
+    if self.merged: raise ValueError("adapter_names cannot be used while adapters are merged; unmerge them first")
+    if len(adapter_names) != len(x): raise ValueError(f"adapter_names has {len(adapter_names)} names for a batch of {len(x)}")
+    if unknown := set(adapter_names) - {"__base__", *self.trlora_settings}: raise ValueError(f"adapter_names has {', '.join(sorted(unknown))}; {self.key} has {', '.join(self.trlora_settings)}")
+    y = self.base_layer(x, *args, **kwargs)
+    for name in sorted(set(adapter_names) - {"__base__"}):
+        rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)
+        y = y.index_copy(0, rows, self._adapted(x[rows], [name], *args, **kwargs).to(y.dtype))
     return y
 
 # %% ../../nbs/tlora/01_tuner.ipynb #cdf7c0f0
@@ -144,9 +199,8 @@ def _merged_weight(self: TransformedLoraLayer, names: list) -> Tensor:
         moved = apply_ring(w, [c.transpose(0, 1) for c in cores]) if setting["side"] == "in" else apply_ring(w.T, cores).T
         w = w + setting["strength"] * (moved - w) if setting["strength"] != 1 else moved
     for n in names:
-        if self.trlora_settings[n]["residual"] == "none": continue
         left, right = self._factors(n)
-        w = w + self.trlora_settings[n]["scale"] * self.trlora_settings[n]["strength"] * (left @ right)
+        if left is not None: w = w + self.trlora_settings[n]["scale"] * self.trlora_settings[n]["strength"] * (left @ right)
     return w
 
 # %% ../../nbs/tlora/01_tuner.ipynb #9169d41c
@@ -165,7 +219,9 @@ def merge(self: TransformedLoraLayer, safe_merge: bool = False, adapter_names: l
 @patch
 def unmerge(self: TransformedLoraLayer):
     "Put the old weight back, bit for bit."
-    if self.merged: self.get_base_layer().weight.data = self._unmerged_weight
+    if not self.merged: return warnings.warn("Already unmerged. Nothing to do.")
+    weight = self.get_base_layer().weight
+    weight.data = self._unmerged_weight.to(weight.device, weight.dtype)
     self.merged_adapters, self._unmerged_weight = [], None
 
 @patch
@@ -211,6 +267,27 @@ class TransformedLoraModel(BaseTuner):
         new = TransformedLoraLayer(target, adapter_name, config, current_key)
         if adapter_name not in self.active_adapters: new.requires_grad_(False)
         self._replace_module(parent, target_name, new, target)
+
+# %% ../../nbs/tlora/01_tuner.ipynb #17d0071e
+@patch
+def _layers(self: TransformedLoraModel) -> list:
+    "Every adapted layer."
+    return [m for m in self.model.modules() if isinstance(m, TransformedLoraLayer)]
+
+@patch
+def unmerge_adapter(self: TransformedLoraModel):
+    "Put all old weights back."
+    for layer in reversed(self._layers()): layer.unmerge()
+
+@patch
+@contextmanager
+def _enable_peft_forward_hooks(self: TransformedLoraModel, *args, adapter_names: list[str] | None = None, **kwargs):
+    "While the context lasts, layers get `adapter_names`."
+    add = lambda module, args, kwargs: (args, {**kwargs, "adapter_names": adapter_names})
+    hooks = [layer.register_forward_pre_hook(add, with_kwargs=True) for layer in self._layers()] if adapter_names is not None else []
+    try: yield
+    finally:
+        for hook in hooks: hook.remove()
 
 # %% ../../nbs/tlora/01_tuner.ipynb #c5f78411
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = TransformedLoraConfig
