@@ -22,7 +22,8 @@ def test_scores_are_those_of_scikit_learn_and_a_square_has_a_rim():
     assert edge_scores(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)) == {"iou": 1.0, "f1": 1.0}
     square = -torch.ones(1, 1, 24, 24); square[..., 6:18, 6:18] = 1
     rim = edges_of(square)[0, 0]
-    assert rim.sum() > 30 and rim[9:15, 9:15].sum() == 0 and rim[:4].sum() == 0 and torch.equal(rim, rim.T)
+    assert rim[8:16, 8:16].sum() == 0 and rim[:5].sum() == rim[19:].sum() == rim[:, :5].sum() == rim[:, 19:].sum() == 0      # nothing inside, nothing outside
+    assert (rim[8:16, :8].sum(1) >= 1).all() and (rim[8:16, 16:].sum(1) >= 1).all() and (rim[:8, 8:16].sum(0) >= 1).all()   # and no gap
 
 
 # nbs/tlora/06_control.ipynb #b91097cf

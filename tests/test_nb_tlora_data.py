@@ -23,20 +23,16 @@ def test_every_digit_is_there_in_every_style_and_its_words_say_so():
 
 
 # nbs/tlora/04_data.ipynb #43f9c9e4
-def test_photographs_have_the_names_of_their_classes():
-    if not photographs.present: pytest.skip(f"needs {photographs.path} under PAPERSUITE_DATA")
-    few = photographs("test", 50)
-    assert few.images.shape == (50, 3, 32, 32) and -1 <= few.images.min() < few.images.max() <= 1
-    assert few.class_words[3] == "cat" and few.prompts[0] == few.class_words[few.classes[0]]
-
-
-# nbs/tlora/04_data.ipynb #2f4fbb4b
 def test_a_subject_of_dreambooth_knows_its_class_word():
     if not dreambooth.present: pytest.skip(f"needs {dreambooth.path} under PAPERSUITE_DATA")
     assert len(dreambooth_classes()) == 30 and dreambooth_classes()["grey_sloth_plushie"] == "stuffed animal"
     dog = dreambooth("dog6", 64)
-    assert dog.images.shape[1:] == (3, 64, 64) and 4 <= len(dog) <= 6 and set(dog.prompts) == {"dog"}
+    assert dog.images.shape[1:] == (3, 64, 64) and 4 <= len(dog) <= 6 and set(dog.prompts) == {"dog"} and -1 <= dog.images.min() < dog.images.max() <= 1
     with pytest.raises(ValueError, match="dog66"): dreambooth("dog66")
+    others = album(without=("dog6", "cat"), size=16)
+    assert others.images.shape[1:] == (3, 16, 16) and len(others) == 10 * sum(len(dreambooth(s, 8)) for s in dreambooth_classes() if s not in ("dog6", "cat"))
+    assert set(others.styles.tolist()) == set(range(30)) - {dog.styles[0].item(), list(dreambooth_classes()).index("cat")}
+    assert torch.equal(others.images[len(others) // 2:], others.images[:len(others) // 2].flip(-1))
 
 
 # nbs/tlora/04_data.ipynb #b62b7d35
@@ -44,10 +40,10 @@ def test_missing_photographs_and_unknown_styles_are_one_sentence():
     import os, pytest
     from fastcore.xtras import modified_env
     from papersuite.core.data import DataUnavailable
-    from papersuite.tlora.data import digit_pictures, digit_subject, dreambooth, photographs
+    from papersuite.tlora.data import album, digit_pictures, digit_subject, dreambooth
     with modified_env(PAPERSUITE_DATA="/nonexistent"):
-        with pytest.raises(DataUnavailable, match="cifar10/test.npz"): photographs("test")
-        with pytest.raises(DataUnavailable, match="dreambooth"): dreambooth("dog6")
+        for load in (lambda: dreambooth("dog6"), album):
+            with pytest.raises(DataUnavailable, match="dreambooth/prompts_and_classes.txt"): load()
     with pytest.raises(ValueError, match="style is 'round'"): digit_pictures(("round",))
     with pytest.raises(ValueError, match="train or test"): digit_pictures(part="all")
     with pytest.raises(ValueError, match="0 to 9"): digit_subject("hollow", 10)

@@ -74,23 +74,19 @@ def test_the_adapter_switched_off_is_the_original_to_the_bit_and_a_new_control_e
     assert not torch.allclose(model(x, t, text, edges), model(x, t, text)) and model._hint is None
 
 
-# nbs/tlora/07_full_size.ipynb #3ba7dcb6
-def test_edges_are_scored_as_sets_and_read_from_a_captioned_folder():
+# nbs/tlora/07_full_size.ipynb #df23d8ca
+def test_captioned_pictures_come_with_their_edges():
     import pytest, tempfile, torch
     from pathlib import Path
     from unittest import mock
     from papersuite.core.data import DataUnavailable
-    from papersuite.tlora.full_size import CaptionedFolder, canny_edges, edge_scores, write_stand_ins
-    a, b = torch.zeros(2, 1, 4, 4); assert edge_scores(a, b) == {"IoU": 1.0, "F1": 1.0}
-    a[0, :2], b[0, 1:3] = 1, 1                                   # eight each, four in common, twelve in all
-    assert edge_scores(a, b) == {"IoU": 4 / 12, "F1": 8 / 16} and edge_scores(a, a)["IoU"] == 1 and edge_scores(a, 1 - a)["F1"] == 0
-    square = torch.zeros(3, 32, 32); square[:, 8:24, 8:24] = 1; edges = canny_edges(square)
-    assert edges.shape == (1, 32, 32) and set(edges.unique().tolist()) == {0.0, 1.0} and edges[0, 12:20, 12:20].sum() == 0 and edges[0, :, 16].sum() == 2
+    from papersuite.tlora.control import edges_of
+    from papersuite.tlora.full_size import CaptionedFolder, write_stand_ins
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", PAPERSUITE_DATA=folder):
         with pytest.raises(DataUnavailable, match="control/train.*cocodataset"): CaptionedFolder("train", 16)
         write_stand_ins(folder)
         item = CaptionedFolder("train", 16)[2]
-        assert item["prompt"] == "picture 2" and item["picture"].shape == (3, 16, 16) and torch.equal(item["control"], canny_edges(item["picture"]))
+        assert item["prompt"] == "picture 2" and item["picture"].shape == (3, 16, 16) and torch.equal(item["control"], edges_of(2 * item["picture"][None] - 1)[0])
         (Path(folder)/"control/train/metadata.jsonl").write_text('{"file_name": "00.jpg"}\n')
         with pytest.raises(ValueError, match="line 1 of .*file_name and text"): CaptionedFolder("train", 16)
 
@@ -212,7 +208,7 @@ def test_the_commands_train_go_on_and_measure():
         rows = json.loads((Path(place)/"dog/evaluation.json").read_text())
         assert [r["step"] for r in rows] == [1, 2] and set(rows[0]) == {"step", "DINO", "DINOv2", "CLIP-I", "CLIP-T", "black"}
         edges = call("control", "--method", "lora", "--folder", place + "/edges", "--steps", 1, "--tests", 2, *small); assert edges.exit_code == 0, edges.output
-        assert "IoU" in call("evaluate", place + "/edges").output and json.loads((Path(place)/"edges/run.json").read_text())["task"] == "control"
+        assert "iou" in call("evaluate", place + "/edges").output and json.loads((Path(place)/"edges/run.json").read_text())["task"] == "control"
 
 
 # nbs/tlora/07_full_size.ipynb #7cf9c788

@@ -33,9 +33,9 @@ def test_folding_loses_nothing_and_painting_is_reproducible():
     model = pretrain(digit_pictures(("plain",)), steps=2, batch=4, widths=(16, 32), width=16)
     first, again, other = (model.paint(["plain seven", "plain two"], steps=3, seed=s) for s in (0, 0, 1))
     assert first.shape == (2, 1, 16, 16) and torch.equal(first, again) and not torch.equal(first, other)
-    noisy, t, noise = model.draw(x, torch.Generator().manual_seed(0))
+    noisy, t, velocity = model.draw(x, torch.Generator().manual_seed(0))
     level = model.noise.alphas_cumprod[t][:, None, None, None]
-    assert torch.allclose(noisy, level.sqrt() * pixel_unshuffle(x, 2) + (1 - level).sqrt() * noise, atol=1e-6)
+    assert torch.allclose(level.sqrt() * noisy - (1 - level).sqrt() * velocity, pixel_unshuffle(x, 2), atol=1e-5)
 
 
 # nbs/tlora/05_personalise.ipynb #d330d9df
@@ -63,3 +63,21 @@ def test_only_the_adapter_is_trained_and_the_old_model_stays():
     old = {k.replace(".base_layer", ""): v for k, v in new.state_dict().items() if "trlora" not in k}
     assert old.keys() == before.keys() and all(torch.equal(v, before[k]) for k, v in old.items())
     assert not torch.equal(new.paint(["sks three"], steps=2), model.paint(["sks three"], steps=2))
+
+
+# nbs/tlora/05_personalise.ipynb #74ad8335
+def test_the_figures_of_a_painter_that_only_copies_are_known():
+    import torch
+    from papersuite.tlora.data import DIGITS, digit_pictures, digit_subject
+    from papersuite.tlora.personalise import Judge, cosines, evaluate
+    torch.manual_seed(0)
+    judge, subject = Judge(1, 10, 2).eval().requires_grad_(False), digit_subject("grey", 3, n=1)
+    class Copier:
+        def paint(self, prompts, steps, seed): return subject.images.expand(len(prompts), -1, -1, -1)
+    _, seen, looks = judge(subject.images)
+    found = evaluate(Copier(), Copier(), judge, subject, style=int(looks.argmax()), n=3)
+    assert abs(found["fidelity"] - 1) < 1e-5 and abs(found["diversity"]) < 1e-5 and found["drift"] == 0 and found["recognition"] == 1
+    hits = [int(seen.argmax()) == c for c in range(10)]
+    assert abs(found["agreement"] - sum(h for c, h in enumerate(hits) if c != 3) / 9) < 1e-6 and abs(found["transfer"] - sum(hits) / 10) < 1e-6
+    a, b = torch.randn(4, 7), torch.randn(5, 7)
+    assert torch.allclose(cosines(a, b), (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T, atol=1e-6)

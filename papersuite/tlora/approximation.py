@@ -32,11 +32,11 @@ def lora_errors(
 
 def lora_error_at(
     difference: Tensor, # (O, I)
-    parameters: float,  # a budget, any number
-) -> float:
+    parameters,         # a budget or an array of budgets, any numbers
+) -> float | np.ndarray:
     "Error of LoRA at this many parameters, on the line between the two nearest ranks."
     errors = lora_errors(difference)
-    return float(np.interp(parameters / sum(difference.shape), np.arange(len(errors)), errors))
+    return np.interp(np.asarray(parameters) / sum(difference.shape), np.arange(len(errors)), errors)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #e1bdab7e
 def energy_rank(
@@ -198,12 +198,13 @@ def approximate(
     _check_fit(before, after, rank, residual, shapes)
     before, after = before.detach().double(), after.detach().double()
     start, price, scale = list(transform.start), rank * sum(before.shape), (after - before).square().sum()
-    if residual == "ring":
-        cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
-        start, price = start + cores, sum(core.numel() for core in cores)
-    def error(tensors):
+    def error(tensors, rank=rank):
         moved, rest = _parts(before, after, transform, rank, tensors)
         return (after - moved - rest).square().sum() / scale
+    if residual == "ring":
+        cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
+        if start: start = _minimise(lambda tensors: error(tensors, 0), start, iterations)[0]
+        start, price = start + cores, sum(core.numel() for core in cores)
     tensors, report = _minimise(error, start, iterations) if start else ([], None)
     moved, rest = _parts(before, after, transform, rank, tensors)
     return Approximation(error(tensors).item(), transform.stored + price, transform.matrix(tensors[:len(transform.start)]), rest,

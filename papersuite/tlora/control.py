@@ -23,8 +23,8 @@ def edges_of(
     images: Tensor,    # (n, channels, size, size) in [-1, 1]
     sigma: float = 1.0, # width of the Gaussian, pixels
 ) -> Tensor:           # (n, 1, size, size), zeros and ones
-    "Canny's edges of the brightness."
-    return torch.tensor(np.stack([canny(image, sigma=sigma) for image in images.mean(1).double().numpy()]), dtype=torch.float32)[:, None]
+    "Canny's edges of the brightness, with scikit-image's thresholds."
+    return torch.tensor(np.stack([canny(image, sigma=sigma) for image in (images.mean(1).double().numpy() + 1) / 2]), dtype=torch.float32)[:, None]
 
 def edge_scores(
     found: Tensor, asked: Tensor, # (n, 1, size, size), zeros and ones
@@ -71,8 +71,8 @@ def train_control(
     return new.eval()
 
 # %% ../../nbs/tlora/06_control.ipynb #51a558dc
-def evaluate_control(model: TextToImage, pictures: Pictures, judge: Judge, guidance: float = 2.0, seed: int = 0) -> dict:
+def evaluate_control(model: TextToImage, pictures: Pictures, judge: Judge, steps: int = 20, guidance: float = 2.0, seed: int = 0) -> dict:
     "Scores of equation (1), and the share of pictures in which the judge sees the class."
     asked = edges_of(pictures.images)
-    images = model.paint(pictures.prompts, guidance=guidance, seed=seed, edges=asked)
+    images = model.paint(pictures.prompts, steps, guidance, seed, asked)
     return edge_scores(edges_of(images), asked) | {"agreement": (judge(images)[1].argmax(1) == pictures.classes).float().mean().item()}

@@ -7,9 +7,8 @@ Docs: https://papersuite.github.io/papersuite/tlora/full_size.html.md"""
 # %% auto #0
 __all__ = ['HUB', 'RANKS', 'TOKEN', 'pretrained', 'load_pipeline', 'write_stand_ins', 'learning_rate', 'adapter_config',
            'read_picture', 'subject_pictures', 'evaluation_prompts', 'without_token', 'AdaptedUNet', 'control_encoder',
-           'canny_edges', 'edge_scores', 'CaptionedFolder', 'Settings', 'Training', 'mean_cosine', 'load_judges',
-           'image_features', 'subject_scores', 'evaluate_run', 'main', 'subject_command', 'control_command',
-           'evaluate_command', 'stand_ins_command']
+           'CaptionedFolder', 'Settings', 'Training', 'mean_cosine', 'load_judges', 'image_features', 'subject_scores',
+           'evaluate_run', 'main', 'subject_command', 'control_command', 'evaluate_command', 'stand_ins_command']
 
 # %% ../../nbs/tlora/07_full_size.ipynb #c3bbc69e
 import json, os, re, shutil
@@ -210,19 +209,10 @@ def control_encoder(pipeline) -> nn.Module: # (n, 1, height, width) to (n, chann
     return ControlNetConditioningEmbedding(pipeline.unet.config.block_out_channels[0], 1, (16, 32, 96, 256)[:halvings + 1])
 
 # %% ../../nbs/tlora/07_full_size.ipynb #3b9d6e94
-def canny_edges(
-    picture: Tensor, # (3, height, width) in [0, 1]
-) -> Tensor:         # (1, height, width), 0 or 1
+def _drawing(picture: Tensor) -> Tensor: # (3, height, width) in [0, 1] to (1, height, width), 0 or 1
     "The edges of a picture."
-    from skimage.color import rgb2gray
-    from skimage.feature import canny
-    return torch.from_numpy(canny(rgb2gray(picture.permute(1, 2, 0).numpy()))).float()[None]
-
-def edge_scores(wanted: Tensor, found: Tensor) -> dict: # two drawings (1, height, width) of 0 and 1
-    "Equation (2); both are 1 for two empty drawings."
-    a, b = wanted.bool(), found.bool()
-    both, either = (a & b).sum().item(), (a | b).sum().item()
-    return {"IoU": both / either, "F1": 2 * both / (both + either)} if either else {"IoU": 1.0, "F1": 1.0}
+    from papersuite.tlora.control import edges_of
+    return edges_of(2 * picture[None] - 1)[0]
 
 class CaptionedFolder:
     "A sequence of pictures with captions and edges. `DataUnavailable` without the folder, `ValueError` that names a bad line."
@@ -238,7 +228,7 @@ class CaptionedFolder:
 
     def __getitem__(self, i: int) -> dict:
         picture = read_picture(self.folder/self.rows[i][0], self.size)
-        return {"picture": picture, "prompt": self.rows[i][1], "control": canny_edges(picture)}
+        return {"picture": picture, "prompt": self.rows[i][1], "control": _drawing(picture)}
 
 # %% ../../nbs/tlora/07_full_size.ipynb #402d487b
 @dataclass
@@ -494,9 +484,11 @@ def _subject_judge(run: dict, size: int):
 
 def _edge_judge(run: dict, size: int):
     "A function from a folder of samples to their mean `edge_scores`."
+    from papersuite.tlora.control import edge_scores
     def judge(place):
-        scores = [edge_scores(read_picture(place/f"{f.name.split('-')[0]}.edges.png", size)[:1] > 0.5, canny_edges(read_picture(f, size))) for f in sorted(place.glob("*-*.png"))]
-        return {k: float(np.mean([s[k] for s in scores])) for k in ("IoU", "F1")}
+        files = sorted(place.glob("*-*.png"))
+        asked = torch.stack([(read_picture(place/f"{f.name.split('-')[0]}.edges.png", size)[:1] > 0.5).float() for f in files])
+        return edge_scores(torch.stack([_drawing(read_picture(f, size)) for f in files]), asked)
     return judge
 
 # %% ../../nbs/tlora/07_full_size.ipynb #8bd6622d

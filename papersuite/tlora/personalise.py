@@ -32,7 +32,7 @@ class TextToImage(nn.Module):
         self.unet = UNet2DConditionModel(
             sample_size=size // 2, in_channels=4 * channels, out_channels=4 * channels, block_out_channels=widths, layers_per_block=1, cross_attention_dim=width,
             attention_head_dim=16, norm_num_groups=16, down_block_types=[f"{k}DownBlock2D" for k in kinds], up_block_types=[f"{k}UpBlock2D" for k in reversed(kinds)])
-        self.noise, self.control = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True), None
+        self.noise, self.control = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True), None
 
 # %% ../../nbs/tlora/05_personalise.ipynb #dc97a2f4
 @patch
@@ -48,23 +48,23 @@ def encode(self: TextToImage, prompts: list[str]) -> Tensor: # (n, 4, width)
 
 # %% ../../nbs/tlora/05_personalise.ipynb #563daf1f
 @patch
-def draw(self: TextToImage, images: Tensor, generator: torch.Generator) -> tuple: # folded noisy images, levels, folded noise
+def draw(self: TextToImage, images: Tensor, generator: torch.Generator) -> tuple: # folded noisy images, levels, folded velocities
     "Levels and noise for a batch, from `generator` alone."
     x = pixel_unshuffle(images, 2)
     noise, t = torch.randn(x.shape, generator=generator), torch.randint(1000, (len(x),), generator=generator)
-    return self.noise.add_noise(x, noise, t), t, noise
+    return self.noise.add_noise(x, noise, t), t, self.noise.get_velocity(x, noise, t)
 
 @patch
-def denoise(self: TextToImage, noisy: Tensor, t: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # folded noise
-    "What the model takes for noise; with edges, as its control net sees them."
+def denoise(self: TextToImage, noisy: Tensor, t: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # folded velocities
+    "What the model takes for the velocity; with edges, as its control net sees them."
     if edges is None: return self.unet(noisy, t, text).sample
     down, middle = self.control(noisy, t, text, edges, return_dict=False)
     return self.unet(noisy, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
 
 @patch
-def loss(self: TextToImage, noisy: Tensor, t: Tensor, noise: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # (n,)
+def loss(self: TextToImage, noisy: Tensor, t: Tensor, velocity: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # (n,)
     "Equation (1), one number per picture."
-    return (self.denoise(noisy, t, text, edges) - noise).square().mean(dim=(1, 2, 3))
+    return (self.denoise(noisy, t, text, edges) - velocity).square().mean(dim=(1, 2, 3))
 
 # %% ../../nbs/tlora/05_personalise.ipynb #f3202e6f
 def _spoken(prompts: list[str], generator: torch.Generator) -> list[str]:
@@ -117,7 +117,7 @@ def paint(self: TextToImage,
     z = torch.randn(len(prompts), config.in_channels, config.sample_size, config.sample_size, generator=torch.Generator().manual_seed(seed))
     for t in way.timesteps:
         told, free = self.denoise(torch.cat([z, z]), t, text, None if edges is None else torch.cat([edges, edges])).chunk(2)
-        z = way.step(free + guidance * (told - free), t, z).prev_sample
+        z = way.step(free + guidance * (told - free), t, z, use_clipped_model_output=True).prev_sample # the noise that belongs to the clipped picture
     return pixel_shuffle(z, 2).clamp(-1, 1)
 
 # %% ../../nbs/tlora/05_personalise.ipynb #be49d74a
@@ -188,17 +188,17 @@ def cosines(a: Tensor, b: Tensor) -> Tensor: # (n, m)
 
 def evaluate(
     new: TextToImage, old: TextToImage, judge: Judge, subject: Pictures,
-    style: int | None = None, # position of the subject's style among the judge's
-    n: int = 4,               # pictures per prompt
-    seed: int = 0, word: str = "sks",
+    style: int,          # position of the subject's style among the judge's
+    n: int = 4,          # pictures per prompt with the word
+    steps: int = 15, seed: int = 0, word: str = "sks",
 ) -> dict:
-    "The five figures above."
+    "The six figures above."
     classes, own = list(subject.class_words), int(subject.classes[0])
     told = torch.arange(len(classes)).repeat_interleave(n)
-    features, seen, looks = judge(new.paint([f"{word} {classes[c]}" for c in told], seed=seed))
-    right, plain = seen.argmax(1) == told, [classes[c] for c in told]
-    mine, drift = features[told == own], new.paint(plain, seed=seed) - old.paint(plain, seed=seed)
-    alike = torch.stack([cosines(f, f)[~torch.eye(n, dtype=torch.bool)].mean() for f in features.split(n)]).mean()
-    found = dict(fidelity=cosines(mine, judge(subject.images)[0]).mean(), agreement=right[told != own].float().mean(), diversity=1 - alike, drift=drift.square().mean().sqrt())
-    if style is not None: found["transfer"] = (right & (looks.argmax(1) == style)).float().mean()
-    return {k: v.item() for k, v in found.items()}
+    features, seen, looks = judge(new.paint([f"{word} {classes[c]}" for c in told], steps, seed=seed))
+    right, alike, mine = seen.argmax(1) == told, looks.argmax(1) == style, told == own
+    change = new.paint(classes, steps, seed=seed) - old.paint(classes, steps, seed=seed)
+    same = torch.stack([cosines(f, f)[~torch.eye(n, dtype=torch.bool)].mean() for f in features.split(n)]).mean()
+    share = lambda hits: hits.float().mean().item()
+    return dict(fidelity=cosines(features[mine], judge(subject.images)[0]).mean().item(), recognition=share(alike[mine]), agreement=share(right[~mine]),
+                diversity=1 - same.item(), drift=change.square().mean().sqrt().item(), transfer=share(right & alike))
