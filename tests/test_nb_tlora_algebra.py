@@ -28,6 +28,8 @@ def test_rank_one_is_the_kronecker_product_and_random_cores_have_full_rank():
     torch.manual_seed(0)
     A = [torch.randn(n, n, 1, 1, dtype=torch.float64) for n in (2, 3, 4)]
     assert torch.allclose(ring_matrix(A), torch.kron(torch.kron(A[0][..., 0, 0], A[1][..., 0, 0]), A[2][..., 0, 0]))
+    B = [torch.randn(n, n + 1, 3, 3, dtype=torch.float64) for n in (2, 3, 4)]
+    assert torch.allclose(ring_matrix(B), torch.einsum("iaxy,jbyz,kczx->ijkabc", *B).reshape(24, 60))
     dense = ring_matrix([torch.randn(n, n, 2, 2, dtype=torch.float64) for n in (4, 4, 4)])
     assert torch.linalg.matrix_rank(dense) == 64 and (dense != 0).all()
 

@@ -49,17 +49,6 @@ def test_every_family_begins_at_the_identity():
     assert 0.01 < (kicked.matrix(kicked.start) - eye).norm() / eye.norm() < 1
 
 
-# nbs/tlora/03_approximation.ipynb #1d0564a8
-def test_closing_the_ring_in_one_contraction_changes_nothing():
-    import torch
-    from papersuite.tlora.algebra import ring_matrix
-    from papersuite.tlora.approximation import closed_ring
-    torch.manual_seed(0)
-    for shape in ((5,), (3, 4), (2, 3, 4), (2, 2, 3, 2)):
-        cores = [torch.randn(n, n + 1, 3, 3, dtype=torch.float64) for n in shape]
-        assert torch.allclose(closed_ring(cores), ring_matrix(cores))
-
-
 # nbs/tlora/03_approximation.ipynb #d84d3e83
 def test_a_full_butterfly_is_orthogonal_and_dense():
     import torch

@@ -43,9 +43,9 @@ def test_a_new_control_net_changes_nothing():
 
 
 # nbs/tlora/06_control.ipynb #539883f1
-def test_control_learns_and_the_old_model_stays():
+def test_control_and_adapter_are_trained_and_the_old_model_stays():
     import copy, torch
-    from papersuite.tlora.control import evaluate_control, train_control
+    from papersuite.tlora.control import evaluate_control, train_control, with_control
     from papersuite.tlora.data import digit_pictures
     from papersuite.tlora.personalise import Judge, TextToImage
     from papersuite.tlora.tuner import ATTENTION, TransformedLoraConfig
@@ -56,5 +56,6 @@ def test_control_learns_and_the_old_model_stays():
     new = train_control(model, pictures, TransformedLoraConfig(target_modules=ATTENTION), steps=3, batch=2)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     zero = new.control.controlnet_mid_block.weight
-    assert zero.abs().max() > 0
+    start = dict(with_control(model, TransformedLoraConfig(target_modules=ATTENTION)).unet.named_parameters())
+    assert zero.abs().max() > 0 and any(not torch.equal(p, start[n]) for n, p in new.unet.named_parameters() if p.requires_grad)
     assert {"iou", "f1", "agreement"} == set(evaluate_control(new, pictures, Judge(1, 10, 1).eval().requires_grad_(False)))

@@ -46,4 +46,6 @@ def test_missing_photographs_and_unknown_styles_are_one_sentence():
             with pytest.raises(DataUnavailable, match="dreambooth/prompts_and_classes.txt"): load()
     with pytest.raises(ValueError, match="style is 'round'"): digit_pictures(("round",))
     with pytest.raises(ValueError, match="train or test"): digit_pictures(part="all")
+    with pytest.raises(ValueError, match="tuple of names"): digit_pictures("plain")
     with pytest.raises(ValueError, match="0 to 9"): digit_subject("hollow", 10)
+    with pytest.raises(ValueError, match="n is 500"): digit_subject("hollow", 3, n=500)

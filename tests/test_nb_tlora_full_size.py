@@ -48,7 +48,7 @@ def test_a_subject_has_pictures_a_class_and_prompts():
         assert pictures.shape == (5, 3, 24, 24) and word == "dog" and 0 <= pictures.min() and pictures.max() <= 1
         prompts = evaluation_prompts(word, 10)
         assert prompts == ["a sks dog in the snow", "a red sks dog"] and without_token(prompts[0]) == "a dog in the snow"
-        with pytest.raises(ValueError, match="subject is 'unicorn'; there are dog"): subject_pictures("unicorn", 16)
+        with pytest.raises(ValueError, match="subject is 'unicorn'; there are vase, dog"): subject_pictures("unicorn", 16)
         with pytest.raises(ValueError, match="0 prompts"): evaluation_prompts(word, 0)
 
 
@@ -227,6 +227,6 @@ def test_what_cannot_work_is_refused_in_a_sentence_before_any_work():
                                 (["--captions", data + "/few.json"], "list of 5 captions"), (["--captions", data + "/bare.json"], "lacks the token sks"), (["--learning-rate", "nan"], "learning_rate is nan"), (["--rank", "0"], "r is 0")):
             result = CliRunner().invoke(main, dog + words)
             assert result.exit_code == 1 and sentence in result.output and "Traceback" not in result.output and result.output.startswith("Error: "), (words, result.output, result.exception)
-        assert "there are dog" in CliRunner().invoke(main, ["subject", "--folder", data, "--subject", "cat"]).output
+        assert "there are vase, dog" in CliRunner().invoke(main, ["subject", "--folder", data, "--subject", "cat"]).output
         assert "tests is 0" in CliRunner().invoke(main, ["control", "--folder", data, "--tests", "0"]).output and "is no run" in CliRunner().invoke(main, ["evaluate", data]).output
         assert not (Path(data)/"run").exists()

@@ -52,3 +52,14 @@ def test_written_gradients_are_those_of_finite_differences():
         f = lambda x, bias, left, right, *cores: adapted_linear(x, weight, bias, list(cores), left, right, 0.7)
         assert torch.autograd.gradcheck(f, (draw(3, 2, 12), draw(5), draw(5, 2), draw(2, 12), *cores))
     assert torch.autograd.gradcheck(lambda x, *cores: adapted_linear(x, weight, None, list(cores)), (draw(4, 12), *(draw(n, n, 2, 2) for n in (3, 4))))
+
+
+# nbs/tlora/00a_layer.ipynb #97f77d97
+def test_widths_that_do_not_fit_are_refused():
+    import pytest, torch
+    from papersuite.tlora.algebra import identity_cores
+    from papersuite.tlora.layer import adapted_linear
+    x, weight, draw = torch.ones(5, 12), torch.ones(10, 12), torch.ones
+    with pytest.raises(ValueError, match="x has 11 features"): adapted_linear(draw(5, 11), weight, None, [])
+    with pytest.raises(ValueError, match="transform of 9 × 9, the weight takes 12"): adapted_linear(x, weight, None, identity_cores((3, 3)))
+    with pytest.raises(ValueError, match="residual is 9 × 12, the weight 10 × 12"): adapted_linear(x, weight, None, [], draw(9, 2), draw(2, 12))

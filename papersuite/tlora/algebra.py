@@ -46,8 +46,10 @@ def open_ring(cores: list) -> Tensor: # (∏ I_d, ∏ J_d, R, R)
 def ring_matrix(
     cores: list, # D tensors (I_d, J_d, R, R)
 ) -> Tensor:     # (∏ I_d, ∏ J_d)
-    "The tensor-ring matrix of equation (2), arXiv 2501.08727."
-    return open_ring(cores).diagonal(dim1=2, dim2=3).sum(-1)
+    "The tensor-ring matrix of equation (2), arXiv 2501.08727; the last core closes the ring."
+    if len(cores) == 1: return cores[0].diagonal(dim1=2, dim2=3).sum(-1)
+    z = torch.einsum("ijab,klba->ikjl", open_ring(cores[:-1]), cores[-1])
+    return z.reshape(z.shape[0] * z.shape[1], -1)
 
 # %% ../../nbs/tlora/00_algebra.ipynb #b45ee090
 def identity_cores(

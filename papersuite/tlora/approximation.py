@@ -6,9 +6,9 @@ Docs: https://papersuite.github.io/papersuite/tlora/approximation.html.md"""
 
 # %% auto #0
 __all__ = ['TRUTHS', 'LAYER', 'TARGETS', 'lora_errors', 'lora_error_at', 'energy_rank', 'low_rank', 'Transform', 'no_transform',
-           'diagonal_transform', 'closed_ring', 'ring_transform', 'cayley', 'block_transform', 'butterfly_transform',
-           'Approximation', 'approximate', 'synthetic_truth', 'Block', 'Denoiser', 'noisy_batch', 'train_denoiser',
-           'pretrain', 'fine_tune', 'target_matrix']
+           'diagonal_transform', 'ring_transform', 'cayley', 'block_transform', 'butterfly_transform', 'Approximation',
+           'approximate', 'synthetic_truth', 'Block', 'Denoiser', 'noisy_batch', 'train_denoiser', 'pretrain',
+           'fine_tune', 'target_matrix']
 
 # %% ../../nbs/tlora/03_approximation.ipynb #9ab9ec19
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
-from .algebra import identity_cores, open_ring, ring_factors, zero_ring
+from .algebra import identity_cores, ring_factors, ring_matrix, zero_ring
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 from sklearn.datasets import load_digits
@@ -84,12 +84,6 @@ def diagonal_transform(
     return Transform(f"diagonal, {side}puts", [torch.ones(width, dtype=torch.float64)], lambda t: torch.diag(t[0]), width, side)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #6d007d80
-def closed_ring(cores: list) -> Tensor: # (∏ I_d, ∏ J_d)
-    "The ring matrix, with the trace taken in the last contraction."
-    if len(cores) == 1: return cores[0].diagonal(dim1=2, dim2=3).sum(-1)
-    matrix = torch.einsum("ijab,klba->ikjl", open_ring(cores[:-1]), cores[-1])
-    return matrix.reshape(matrix.shape[0] * matrix.shape[1], -1)
-
 def ring_transform(
     shape: tuple,   # I_1 … I_D
     rank: int = 1,  # R
@@ -101,7 +95,7 @@ def ring_transform(
     cores = [core.double() for core in identity_cores(shape, rank, init, generator)]
     if rank > 1: cores = [c + kick / rank * torch.randn(c.shape, generator=generator, dtype=torch.float64) for c in cores]
     bonds = {1: (rank**2 - 1) * math.prod(shape)**2, 2: rank**4}.get(len(shape), len(shape) * rank**2 - 1)
-    return Transform(f"ring, R = {rank}", cores, closed_ring, sum(c.numel() for c in cores) - bonds)
+    return Transform(f"ring, R = {rank}", cores, ring_matrix, sum(c.numel() for c in cores) - bonds)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #b3e13532
 def cayley(
@@ -198,14 +192,15 @@ def approximate(
     _check_fit(before, after, rank, residual, shapes)
     before, after = before.detach().double(), after.detach().double()
     start, price, scale = list(transform.start), rank * sum(before.shape), (after - before).square().sum()
-    def error(tensors, rank=rank):
-        moved, rest = _parts(before, after, transform, rank, tensors)
+    def error(tensors, family=transform, rank=rank):
+        moved, rest = _parts(before, after, family, rank, tensors)
         return (after - moved - rest).square().sum() / scale
     if residual == "ring":
         cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
-        if start: start = _minimise(lambda tensors: error(tensors, 0), start, iterations)[0]
-        start, price = start + cores, sum(core.numel() for core in cores)
-    tensors, report = _minimise(error, start, iterations) if start else ([], None)
+        starts = [_minimise(lambda t: error(t, rank=0), start, iterations)[0] + cores, start + _minimise(lambda t: error(t, no_transform()), cores, iterations)[0]] if start else [cores]
+        price = sum(core.numel() for core in cores)
+    else: starts = [start] if start else []
+    tensors, report = min((_minimise(error, s, iterations) for s in starts), key=lambda fit: fit[1].fun, default=([], None))
     moved, rest = _parts(before, after, transform, rank, tensors)
     return Approximation(error(tensors).item(), transform.stored + price, transform.matrix(tensors[:len(transform.start)]), rest,
                          report is None or report.status == 0, report.nfev if report else 0)
@@ -238,7 +233,7 @@ def synthetic_truth(
     if kind == "scale": return 0.9 * before
     if kind in ("Kronecker", "ring, R = 2"):
         R = 1 if kind == "Kronecker" else 2
-        T = closed_ring([core.double() + 0.1 / n**0.5 / R * draw(n, n, R, R) for n, core in zip(shape, identity_cores(shape, R, "gauge", generator))])
+        T = ring_matrix([core.double() + 0.1 / n**0.5 / R * draw(n, n, R, R) for n, core in zip(shape, identity_cores(shape, R, "gauge", generator))])
     if kind == "rotation": T = cayley(draw(I, I) * 0.1 / I**0.5)
     added = draw(O, rank) @ draw(rank, I)
     if kind == "low rank": return before + 0.1 * before.norm() * added / added.norm()

@@ -23,8 +23,9 @@ def edges_of(
     images: Tensor,    # (n, channels, size, size) in [-1, 1]
     sigma: float = 1.0, # width of the Gaussian, pixels
 ) -> Tensor:           # (n, 1, size, size), zeros and ones
-    "Canny's edges of the brightness, with scikit-image's thresholds."
-    return torch.tensor(np.stack([canny(image, sigma=sigma) for image in (images.mean(1).double().numpy() + 1) / 2]), dtype=torch.float32)[:, None]
+    "Canny's edges of the brightness, with scikit-image's thresholds. `ValueError` for another number of axes."
+    if images.ndim != 4: raise ValueError(f"images have shape {tuple(images.shape)}; (n, channels, size, size) is needed")
+    return torch.tensor(np.stack([canny(image, sigma=sigma) for image in (images.mean(1).double().cpu().numpy() + 1) / 2]), dtype=torch.float32)[:, None]
 
 def edge_scores(
     found: Tensor, asked: Tensor, # (n, 1, size, size), zeros and ones
@@ -46,7 +47,7 @@ def with_control(
     "A copy of the model with a control net that does nothing yet, and with what shall be trained unfrozen."
     torch.manual_seed(seed)
     new = copy.deepcopy(model).requires_grad_(False)
-    new.control = ControlNetModel.from_unet(new.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32)).requires_grad_(False)
+    new.control = ControlNetModel.from_unet(new.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32)).to(new.unet.device).requires_grad_(False)
     for name in HINT: getattr(new.control, name).requires_grad_(True)
     if config: new.unet.add_adapter(config)
     return new
@@ -61,11 +62,9 @@ def train_control(
     new, g = with_control(model, config, seed), torch.Generator().manual_seed(seed)
     groups = [[p for p in part.parameters() if p.requires_grad] for part in (new.control, new.unet)]
     solver = torch.optim.AdamW([dict(params=p, lr=rate) for p, rate in zip(groups, (2e-3, learning_rate)) if p], weight_decay=1e-4)
-    edges = edges_of(pictures.images)
     for _ in range(steps):
-        rows = torch.randint(len(pictures), (batch,), generator=g)
-        part = pictures[rows]
-        loss = new.loss(*new.draw(part.images, g), new.encode(part.prompts), edges[rows]).mean()
+        part = pictures[torch.randint(len(pictures), (batch,), generator=g)]
+        loss = new.loss(*new.draw(part.images, g), new.encode(part.prompts), edges_of(part.images)).mean()
         solver.zero_grad(); loss.backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group], 1.0); solver.step()
     return new.eval()

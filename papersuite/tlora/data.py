@@ -66,6 +66,7 @@ def digit_pictures(
 ) -> Pictures:              # every digit in every style
     "Handwritten digits, each in all of the styles. `ValueError` for another part."
     if part not in ("train", "test"): raise ValueError(f"part is {part!r}; use train or test")
+    if isinstance(styles, str) or not styles: raise ValueError(f"styles is {styles!r}; give a tuple of names")
     digits = load_digits()
     rows = slice(None, 1500) if part == "train" else slice(1500, None)
     large = [resize(d / 16, (size, size), order=1) for d in digits.images[rows]]
@@ -80,10 +81,11 @@ def digit_subject(
     n: int = 5,     # pictures
     seed: int = 0,
 ) -> Pictures:
-    "Pictures of one digit in one style, of the part that no model is trained on. `ValueError` for a digit above nine."
+    "Pictures of one digit in one style, of the part that no model is trained on. `ValueError` for a digit above nine or more pictures than there are."
     if label not in range(10): raise ValueError(f"label is {label!r}; a digit is 0 to 9")
     of_style = digit_pictures((style,), part="test")
     rows = torch.nonzero(of_style.classes == label)[:, 0]
+    if not 1 <= n <= len(rows): raise ValueError(f"n is {n}; there are 1 to {len(rows)} pictures of a {DIGITS[label]}")
     chosen = of_style[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]]
     return Pictures(chosen.images, chosen.classes, chosen.styles, DIGITS)
 

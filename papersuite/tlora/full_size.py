@@ -95,7 +95,7 @@ def _tiny_pictures(folder: Path):
         place.mkdir(parents=True)
         for i in range(n): Image.fromarray(np.kron(draw.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype("uint8")).save(place/f"{i:02d}.jpg")
         if place.parent.name == "control": (place/"metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{i:02d}.jpg", "text": f"picture {i}"}) + "\n" for i in range(n)))
-    (folder/"dreambooth"/"prompts_and_classes.txt").write_text("subject_name,class\ndog,dog\n\nPrompts\n'a {0} {1} in the snow'.format(unique_token, class_token),\n'a red {0} {1}'.format(unique_token, class_token)\n")
+    (folder/"dreambooth"/"prompts_and_classes.txt").write_text("subject_name,class\nvase,vase\ndog,dog\n\nPrompts\n'a {0} {1} in the snow'.format(unique_token, class_token),\n'a red {0} {1}'.format(unique_token, class_token)\n")
 
 # %% ../../nbs/tlora/07_full_size.ipynb #8a9439b9
 def write_stand_ins(
@@ -158,7 +158,7 @@ def subject_pictures(
 ) -> tuple:         # (n, 3, size, size) in [0, 1], and the word of its class
     "Photographs of a subject. `ValueError` for an unknown name, `DataUnavailable` without the files."
     found = dreambooth(subject, size)
-    return found.images / 2 + 0.5, found.class_words[0]
+    return found.images / 2 + 0.5, found.class_words[found.classes[0]]
 
 # %% ../../nbs/tlora/07_full_size.ipynb #b5c76003
 def evaluation_prompts(
@@ -473,6 +473,7 @@ def evaluate_run(
     judge = (_subject_judge if run["task"] == "subject" else _edge_judge)(run, run["settings"]["size"])
     return [{"step": int(place.name)} | judge(place) for place in steps]
 
+# %% ../../nbs/tlora/07_full_size.ipynb #0dcb2a61
 def _subject_judge(run: dict, size: int):
     "A function from a folder of samples to `subject_scores`."
     references, judges = subject_pictures(run["subject"], size)[0], load_judges()

@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/tlora/layer.html.md"""
 __all__ = ['TOKENS', 'digit_matrices', 'adapted_linear']
 
 # %% ../../nbs/tlora/00a_layer.ipynb #b9fab0a5
+import math
 import torch
 from ..kernels.dispatch import use_triton
 from .algebra import apply_ring, layer_operations
@@ -114,6 +115,8 @@ def adapted_linear(
 ) -> Tensor:                     # (…, O)
     "(W₀ T + s U V) x + b by the cheaper of two ways (arXiv 2501.08727); differentiable once, by all but `weight`. `ValueError` for widths that do not fit."
     if x.shape[-1] != weight.shape[1]: raise ValueError(f"x has {x.shape[-1]} features, the weight takes {weight.shape[1]}")
+    if cores and {math.prod([c.shape[k] for c in cores]) for k in (0, 1)} != {weight.shape[1]}: raise ValueError(f"the cores make a transform of {math.prod([len(c) for c in cores])} × {math.prod([c.shape[1] for c in cores])}, the weight takes {weight.shape[1]} features")
+    if left is not None and (len(left), right.shape[1]) != tuple(weight.shape): raise ValueError(f"the residual is {len(left)} × {right.shape[1]}, the weight {weight.shape[0]} × {weight.shape[1]}")
     tokens = x.reshape(-1, x.shape[-1])
     if cores and not torch.is_grad_enabled() and _merging_is_cheaper(len(tokens), weight, cores, right):
         merged = apply_ring(weight, [c.transpose(0, 1) for c in cores])

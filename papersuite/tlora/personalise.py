@@ -10,10 +10,10 @@ __all__ = ['RARE', 'TextToImage', 'pretrain', 'dco_loss', 'personalise', 'Judge'
 # %% ../../nbs/tlora/05_personalise.ipynb #4fcbf5f4
 import copy
 import torch
-from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from fastcore.basics import patch
+from ..core.scales import pick_device
 from .data import Pictures
 from peft import PeftConfig
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def encode(self: TextToImage, prompts: list[str]) -> Tensor: # (n, 4, width)
         if unknown := [w for w in words if w not in self.vocabulary]: raise ValueError(f"the prompt {prompt!r} has the unknown word {unknown[0]!r}")
         if len(words) > 4: raise ValueError(f"the prompt {prompt!r} has {len(words)} words; at most four are read")
         rows.append([self.vocabulary[w] for w in (*words, "", "", "", "")[:4]])
-    return self.embedding(torch.tensor(rows)) + self.place
+    return self.embedding(torch.tensor(rows, device=self.place.device)) + self.place
 
 # %% ../../nbs/tlora/05_personalise.ipynb #563daf1f
 @patch
@@ -52,13 +52,15 @@ def draw(self: TextToImage, images: Tensor, generator: torch.Generator) -> tuple
     "Levels and noise for a batch, from `generator` alone."
     x = pixel_unshuffle(images, 2)
     noise, t = torch.randn(x.shape, generator=generator), torch.randint(1000, (len(x),), generator=generator)
+    x, noise, t = (v.to(self.place.device) for v in (x, noise, t))
     return self.noise.add_noise(x, noise, t), t, self.noise.get_velocity(x, noise, t)
 
 @patch
 def denoise(self: TextToImage, noisy: Tensor, t: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # folded velocities
     "What the model takes for the velocity; with edges, as its control net sees them."
     if edges is None: return self.unet(noisy, t, text).sample
-    down, middle = self.control(noisy, t, text, edges, return_dict=False)
+    if self.control is None: raise ValueError("edges are given, but the model has no control net; make one with with_control")
+    down, middle = self.control(noisy, t, text, edges.to(noisy.device), return_dict=False)
     return self.unet(noisy, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
 
 @patch
@@ -67,11 +69,11 @@ def loss(self: TextToImage, noisy: Tensor, t: Tensor, velocity: Tensor, text: Te
     return (self.denoise(noisy, t, text, edges) - velocity).square().mean(dim=(1, 2, 3))
 
 # %% ../../nbs/tlora/05_personalise.ipynb #f3202e6f
-def _spoken(prompts: list[str], generator: torch.Generator) -> list[str]:
+def _spoken(pictures: Pictures, generator: torch.Generator) -> list[str]:
     "Prompts as pre-training shows them."
-    luck, which = torch.rand(len(prompts), generator=generator).tolist(), torch.randint(len(RARE), (len(prompts),), generator=generator).tolist()
-    rare = lambda prompt, k: " ".join((*prompt.split()[:-1], RARE[k], prompt.split()[-1]))
-    return ["" if u < 0.1 else rare(p, k) if u < 0.2 else p for p, u, k in zip(prompts, luck, which)]
+    n, bare = len(pictures), [pictures.class_words[c] for c in pictures.classes]
+    luck, which = torch.rand(n, generator=generator).tolist(), torch.randint(len(RARE), (n,), generator=generator).tolist()
+    return ["" if u < 0.1 else f"{RARE[k]} {b}" if u < 0.2 else b if u < 0.3 else p for p, b, u, k in zip(pictures.prompts, bare, luck, which)]
 
 def pretrain(
     pictures: Pictures,
@@ -81,23 +83,22 @@ def pretrain(
 ) -> TextToImage:
     "A model that knows the words of `pictures`."
     torch.manual_seed(seed)
-    g, accelerator = torch.Generator().manual_seed(seed), Accelerator(cpu=not torch.cuda.is_available())
+    g = torch.Generator().manual_seed(seed)
     words = (*pictures.style_words, *" ".join(pictures.class_words).split())
-    model = TextToImage(words, pictures.images.shape[1], pictures.images.shape[2], **settings)
+    model = TextToImage(words, pictures.images.shape[1], pictures.images.shape[2], **settings).to(pick_device())
     solver = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
     rate = get_cosine_schedule_with_warmup(solver, steps // 20, steps)
-    _fit(model, solver, rate, pictures, steps, batch, g, accelerator)
+    _fit(model, solver, rate, pictures, steps, batch, g)
     return model.eval()
 
 # %% ../../nbs/tlora/05_personalise.ipynb #b1752f96
-def _fit(model, solver, rate, pictures, steps, batch, generator, accelerator):
+def _fit(model, solver, rate, pictures, steps, batch, generator):
     "The loop of `pretrain`."
     from tqdm import trange
-    unet, solver = accelerator.prepare(model.unet, solver)
     for _ in trange(steps, desc="pre-training", disable=None):
         part = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
-        loss = model.loss(*model.draw(part.images, generator), model.encode(_spoken(part.prompts, generator))).mean()
-        solver.zero_grad(); accelerator.backward(loss); accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        loss = model.loss(*model.draw(part.images, generator), model.encode(_spoken(part, generator))).mean()
+        solver.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         solver.step(); rate.step()
 
 # %% ../../nbs/tlora/05_personalise.ipynb #4cd31e01
@@ -110,15 +111,16 @@ def paint(self: TextToImage,
     seed: int = 0,
     edges: Tensor | None = None, # (n, 1, size, size), for a control net
 ) -> Tensor:                 # (n, channels, size, size) in [-1, 1]
-    "A picture for each prompt."
+    "A picture for each prompt. `ValueError` for none, and for edges without a control net or of another number."
+    if not prompts or (edges is not None and len(edges) != len(prompts)): raise ValueError(f"there are {len(prompts)} prompts and {'no' if edges is None else len(edges)} edge maps; one prompt or more is needed, and an edge map for each or none")
     way = DDIMScheduler.from_config(self.noise.config)
     way.set_timesteps(steps)
     config, text = self.unet.config, self.encode([*prompts, *("" for _ in prompts)])
-    z = torch.randn(len(prompts), config.in_channels, config.sample_size, config.sample_size, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(len(prompts), config.in_channels, config.sample_size, config.sample_size, generator=torch.Generator().manual_seed(seed)).to(self.place.device)
     for t in way.timesteps:
         told, free = self.denoise(torch.cat([z, z]), t, text, None if edges is None else torch.cat([edges, edges])).chunk(2)
         z = way.step(free + guidance * (told - free), t, z, use_clipped_model_output=True).prev_sample # the noise that belongs to the clipped picture
-    return pixel_shuffle(z, 2).clamp(-1, 1)
+    return pixel_shuffle(z, 2).clamp(-1, 1).cpu()
 
 # %% ../../nbs/tlora/05_personalise.ipynb #be49d74a
 def dco_loss(
@@ -138,10 +140,11 @@ def personalise(
     beta: float | None = 1000.0, # of equation (2); None is the plain loss (1)
     word: str = "sks", seed: int = 0,
 ) -> TextToImage:
-    "A copy of the model that connects `word` with the subject. `ValueError` for an unknown word."
+    "A copy of the model that connects `word` with the subject. `ValueError` for an unknown word or a subject without pictures."
     if word not in model.vocabulary: raise ValueError(f"word is {word!r}; the model knows {', '.join(model.vocabulary)}")
+    if not len(subject): raise ValueError("the subject has no pictures")
     torch.manual_seed(seed)
-    old, new = model.requires_grad_(False), copy.deepcopy(model)
+    old, new = model, copy.deepcopy(model).requires_grad_(False)
     new.unet.add_adapter(config) if config else new.unet.requires_grad_(True)
     weights, g = [p for p in new.parameters() if p.requires_grad], torch.Generator().manual_seed(seed)
     solver, prompts = torch.optim.AdamW(weights, learning_rate, weight_decay=1e-4), [f"{word} {p}" for p in subject.prompts]
@@ -157,7 +160,7 @@ def personalise(
 # %% ../../nbs/tlora/05_personalise.ipynb #b62044ab
 class Judge(nn.Module):
     "Features, class and style of a picture."
-    def __init__(self, channels: int, n_classes: int, n_styles: int, size: int = 16, width: int = 32):
+    def __init__(self, channels: int, n_classes: int, n_styles: int, width: int = 32):
         super().__init__()
         block = lambda a, b: [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
         self.body = nn.Sequential(*block(channels, width), *block(width, width), nn.MaxPool2d(2), *block(width, 2 * width), nn.MaxPool2d(2), *block(2 * width, 4 * width),
@@ -192,7 +195,8 @@ def evaluate(
     n: int = 4,          # pictures per prompt with the word
     steps: int = 15, seed: int = 0, word: str = "sks",
 ) -> dict:
-    "The six figures above."
+    "The six figures above. `ValueError` for fewer than two pictures per prompt."
+    if n < 2: raise ValueError(f"n is {n}; diversity needs 2 pictures per prompt or more")
     classes, own = list(subject.class_words), int(subject.classes[0])
     told = torch.arange(len(classes)).repeat_interleave(n)
     features, seen, looks = judge(new.paint([f"{word} {classes[c]}" for c in told], steps, seed=seed))

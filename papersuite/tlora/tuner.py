@@ -9,6 +9,7 @@ __all__ = ['PEFT_TYPE', 'ATTENTION', 'TransformedLoraConfig', 'TransformedLoraLa
            'unet_configuration', 'count_parameters']
 
 # %% ../../nbs/tlora/01_tuner.ipynb #84b68ca9
+import copy
 import math
 import torch
 import warnings
@@ -312,7 +313,8 @@ def count_parameters(
     "Size of an adapter on the attention of a published UNet, counted on the meta device."
     from diffusers import UNet2DConditionModel
     with torch.device("meta"): net = UNet2DConditionModel(**unet_configuration(model))
-    config.target_modules = set(ATTENTION)
+    adapter = copy.deepcopy(config)
+    adapter.target_modules = set(ATTENTION)
     from peft import inject_adapter_in_model
-    inject_adapter_in_model(config, net, low_cpu_mem_usage=True)
+    inject_adapter_in_model(adapter, net, low_cpu_mem_usage=True)
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
