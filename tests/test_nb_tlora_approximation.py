@@ -138,6 +138,9 @@ def test_transform_and_residual_together_do_what_either_does():
     ring = [approximate(W0, W1, no_transform(), r, "ring", ((2, 3, 4), (2, 3, 4)), generator=g) for r in (1, 2, 3)]
     assert ring[2].error < ring[1].error < ring[0].error < 1.0 and [fit.parameters for fit in ring] == [18, 72, 162]
     assert all(fit.error > lora_errors(change)[r * r] for fit, r in zip(ring, (1, 2, 3))) # its rank is at most r²
+    for family in (ring_transform((2, 3, 4)), diagonal_transform(24)):
+        both = approximate(W0, W1, family, 2, "ring", ((2, 3, 4), (2, 3, 4)), generator=torch.Generator().manual_seed(0))
+        assert both.error < min(approximate(W0, W1, family).error, ring[1].error) + 1e-3 # up to where another draw of the residual leads
 
 
 # nbs/tlora/03_approximation.ipynb #9c257d9c

@@ -178,6 +178,11 @@ def _minimise(objective, start, iterations):
     return cut(report.x), report
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f60183da
+def _both_starts(error, start: list, cores: list, iterations: int) -> list:
+    "The transform fitted alone and a new residual; a new transform and the residual fitted alone."
+    return [_minimise(lambda t: error(t, rank=0), start, iterations)[0] + cores, start + _minimise(lambda t: error(t, no_transform()), cores, iterations)[0]]
+
+# %% ../../nbs/tlora/03_approximation.ipynb #dffc9fc5
 def approximate(
     before: Tensor, # (O, I), W0
     after: Tensor,  # (O, I), W*
@@ -197,8 +202,7 @@ def approximate(
         return (after - moved - rest).square().sum() / scale
     if residual == "ring":
         cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
-        starts = [_minimise(lambda t: error(t, rank=0), start, iterations)[0] + cores, start + _minimise(lambda t: error(t, no_transform()), cores, iterations)[0]] if start else [cores]
-        price = sum(core.numel() for core in cores)
+        starts, price = _both_starts(error, start, cores, iterations) if start else [cores], sum(core.numel() for core in cores)
     else: starts = [start] if start else []
     tensors, report = min((_minimise(error, s, iterations) for s in starts), key=lambda fit: fit[1].fun, default=([], None))
     moved, rest = _parts(before, after, transform, rank, tensors)
