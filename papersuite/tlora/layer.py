@@ -96,8 +96,8 @@ def _adapted_backward(ctx, grad):
             to_x[part] = to_x[part] + piece.T if k else piece.T
             for total, new in zip(to_matrices[k * len(chain):], found): total += new
     if left is not None:
-        inner = ctx.scale * (grad @ left)
-        to_left, to_right = ctx.scale * (grad.T @ (x @ right.T)), inner.T @ x
+        inner = ctx.scale * (grad @ left.T.contiguous().T) # a thin factor is read fastest along its long side
+        to_left, to_right = ctx.scale * ((x @ right.T).T @ grad).T, inner.T @ x
         to_x.addmm_(inner, right)
     return to_x, None, grad.sum(0) if ctx.bias and ctx.needs_input_grad[2] else None, to_left, to_right, None, None, *to_matrices
 
