@@ -68,8 +68,9 @@ class _AdaptedLinear(torch.autograd.Function):
         for part in _blocks(len(x)):
             z = x[part].T
             for k, chain in enumerate(_chains(matrices, shape)): z = z.add_(_result(x[part].T, chain, shape)) if k else _result(z, chain, shape)
-            if bias is None: torch.mm(z.T, weight.T, out=y[part])
-            else: torch.addmm(bias, z.T, weight.T, out=y[part])
+            z = z.T.contiguous() # laid out as the frozen layer has its input, so that it rounds as it would without us
+            if bias is None: torch.mm(z, weight.T, out=y[part])
+            else: torch.addmm(bias, z, weight.T, out=y[part])
         return y if left is None else y.addmm_(x @ right.T, left.T, alpha=scale)
 
 # %% ../../nbs/tlora/00a_layer.ipynb #ae2f1b09
