@@ -46,6 +46,16 @@ def test_on_a_linear_model_apgd_finds_the_optimum():
         test_close(margin(model(found.images), y), -x @ w - 50 + 0.1 * dual, eps=1e-4)
 
 
+# nbs/attacks/01_auto_pgd.ipynb #f6d62771
+def test_against_a_random_model_going_on_reaches_the_edge():
+    import torch
+    torch.manual_seed(0)
+    x, y = torch.full((50, 4), 0.5), torch.zeros(50, dtype=torch.long)
+    def moody(z): return torch.stack([torch.full((len(z),), 100.0), z.mean(1) + 200.0 * (torch.rand(len(z)) < 0.9)], 1)
+    def reach(**kw): return (apgd(moody, x, y, 0.1, loss=lambda l, y: l[:, 1] % 100, steps=20, **kw).images - x).mean(1)
+    assert (reach(stop=False) > 0.099).all() and (reach() < 0.09).float().mean() > 0.5
+
+
 # nbs/attacks/01_auto_pgd.ipynb #b96f1e43
 def test_an_independent_apgd_does_not_break_more():
     pytest.importorskip("art.estimators")
@@ -82,5 +92,6 @@ def test_an_attack_that_breaks_nothing_pays_for_every_step():
     found = apgd(net, x[right][:10], y[right][:10], 1e-6, steps=12, draws=3, restarts=2)
     test_eq((int(found.success.sum()), found.forwards, found.backwards), (0, 10 * 2 * 3 * 13, 10 * 2 * 3 * 12))
     test_fail(lambda: apgd(net, x, y, 0.1, steps=0), contains="steps is 0")
+    test_fail(lambda: apgd(net, x, y, 0.1, restarts=2, stop=False), contains="give restarts=1")
     test_fail(lambda: apgd_targeted(net, x, y, 0.1, targets=0), contains="targets is 0")
     test_fail(lambda: apgd_targeted(lambda x: net(x)[:, :3], x, y, 0.1), contains="has 3 classes")

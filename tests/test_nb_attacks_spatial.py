@@ -62,6 +62,16 @@ def test_penalty_restrains_and_bound_releases():
     assert broken[0.3, 5.0] < broken[0.3, 0.0] < broken[1.0, 0.0]
 
 
+# nbs/attacks/04_spatial.ipynb #d01e8b55
+def test_going_on_gains_margin():
+    net, x, y = digits_example()
+    x, y = x[:60], y[:60]
+    stops, goes = stadv(net, x, y, 0.5, steps=30), stadv(net, x, y, 0.5, steps=30, kappa=float("inf"), stop=False)
+    value = lambda found: margin(net(found.images), y)
+    assert (goes.success | ~stops.success).float().mean() > 0.95 and value(goes)[stops.success].mean() > value(stops)[stops.success].mean()
+    assert torch.equal(net(goes.images).argmax(1) != y, goes.success)
+
+
 # nbs/attacks/04_spatial.ipynb #7f7c1db8
 def test_a_free_flow_breaks_more_than_every_rigid_shift():
     import torch

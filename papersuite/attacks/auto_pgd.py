@@ -78,17 +78,18 @@ def _judge(climb, moves):
     s["value"], s["rises"] = torch.where(stuck, s["top"], s["value"]), torch.zeros_like(s["rises"])
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #e69cd086
-def _run(model, climb, loss, steps, draws):
-    "(images, wrong) after `steps` moves; images that are misread stop at once."
+def _run(model, climb, loss, steps, draws, stop):
+    "(images, wrong) after `steps` moves; with `stop`, images that are misread leave at once."
     images, marks, last = climb.s["best"].clone(), checkpoints(steps), 0
     wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for i in tqdm(range(steps + 1), desc="APGD", leave=False, disable=None):
         if i: _move(climb, i == 1)
         value, gradient, bad = look(model, climb.s["z"], climb.s["y"], loss, draws, climb.s.get("target"), gradient=i < steps)
+        new = bad if stop else value > climb.s["top"]
         _record(climb, value, torch.zeros_like(climb.s["z"]) if gradient is None else gradient)
-        at = climb.s["index"][bad]
-        images[at], wrong[at] = climb.s["z"][bad], True
-        climb.keep(~bad)
+        at = climb.s["index"][new]
+        images[at], wrong[at] = climb.s["z"][new], bad[new]
+        if stop: climb.keep(~bad)
         if not len(climb.s["index"]): break
         if i in marks[1:]: _judge(climb, i - last); last = i
     images[climb.s["index"]] = climb.s["best"]
@@ -107,16 +108,18 @@ def apgd(
     draws: int = 1,     # gradients averaged per step, for random models
     target: Tensor | None = None, # (n,) classes, for a targeted loss
     seed: int | torch.Generator = 0,
+    stop: bool = True,  # leave an image when it is misread? False: go on to the highest loss
 ) -> Adversary:
     "Auto-PGD, arXiv 2003.01690 algorithm 1. `TypeError` or `ValueError` for bad input before the model is called."
     check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=draws)
+    if restarts > 1 and not stop: raise ValueError("restarts begin anew where an image still stands; with stop=False nothing says which, so give restarts=1")
     counted, rng, loss = Counted(model), dice(seed, x.device), find_loss(loss, target)
     images, wrong = x.clone(), torch.zeros_like(y, dtype=torch.bool)
     for _ in range(restarts):
         left = (~wrong).nonzero()[:, 0]
         if not len(left): break
         climb = Climb(x[left], y[left], random_start(x[left], eps, norm, rng), eps, norm, None if target is None else target[left])
-        images[left], wrong[left] = _run(counted, climb, loss, steps, draws)
+        images[left], wrong[left] = _run(counted, climb, loss, steps, draws, stop)
     return Adversary(images, wrong, counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #a101fd57

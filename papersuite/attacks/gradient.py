@@ -203,7 +203,7 @@ class Adversary:
     backwards: int  # gradients taken
 
 # %% ../../nbs/attacks/00_gradient.ipynb #dd0de990
-def _walk(model, x, y, z, loss, eps, norm, step, steps, draws, stop, target, best):
+def _walk(model, x, y, z, loss, eps, norm, step, steps, draws, stop, keep, target, best):
     "One walk from z; `best` = [images, loss, wrong] is updated in place."
     images, value, wrong = best
     for i in tqdm(range(steps + 1), desc="PGD", leave=False, disable=None):
@@ -211,7 +211,7 @@ def _walk(model, x, y, z, loss, eps, norm, step, steps, draws, stop, target, bes
         if not len(alive): return
         t = None if target is None else target[alive]
         f, slope, bad = look(model, z[alive], y[alive], loss, draws, t, gradient=i < steps)
-        better = (f > value[alive]) | (bad if stop else False)
+        better = ((f > value[alive]) | (bad if stop else False)) & (keep == "best" or i == steps)
         at = alive[better]
         images[at], value[at], wrong[at] = z[at], f[better], bad[better]
         if i < steps: z[alive] = project(z[alive] + step * steepest(slope, norm), x[alive], eps, norm)
@@ -232,18 +232,21 @@ def pgd(
     stop: bool = True,    # leave an image when it is misread? False: go on to the highest loss
     target: Tensor | None = None, # (n,) classes, for a targeted loss
     seed: int | torch.Generator = 0,
+    keep: str = "best",   # the iterate of highest loss; "last": where the walk ends, for random models
 ) -> Adversary:
     "Projected gradient descent, arXiv 1706.06083. `TypeError` or `ValueError` for bad input before the model is called."
-    check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=draws); _check_start(start, x)
+    check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=draws); _check_start(start, x, stop, keep)
     counted, rng, loss = Counted(model), dice(seed, x.device), find_loss(loss, target)
     best = [x.clone(), torch.full((len(x),), -torch.inf, device=x.device, dtype=x.dtype), torch.zeros_like(y, dtype=torch.bool)]
     for _ in range(restarts):
         z = random_start(x, eps, norm, rng) if isinstance(start, str) and start == "ball" else project(x if isinstance(start, str) else start, x, eps, norm)
-        _walk(counted, x, y, z.clone(), loss, eps, norm, 2.5 * eps / steps if step is None else step, steps, draws, stop, target, best)
+        _walk(counted, x, y, z.clone(), loss, eps, norm, 2.5 * eps / steps if step is None else step, steps, draws, stop, keep, target, best)
     return Adversary(best[0].detach(), best[2], counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/00_gradient.ipynb #d8a08964
-def _check_start(start, x):
+def _check_start(start, x, stop, keep):
+    if keep not in ("best", "last"): raise ValueError(f"keep is {keep!r}; it must be 'best' or 'last'")
+    if keep == "last" and stop: raise ValueError("keep='last' wants the end of the walk, but stop=True leaves before; give stop=False")
     if isinstance(start, Tensor):
         if start.shape != x.shape: raise ValueError(f"start has shape {tuple(start.shape)}; it must be that of the images, {tuple(x.shape)}")
     elif start not in ("ball", "image"): raise ValueError(f"start is {start!r}; it must be 'ball', 'image' or a tensor")

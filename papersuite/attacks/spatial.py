@@ -60,22 +60,22 @@ def stadv(
     y: Tensor,       # (n,) labels
     bound: float = 1.0, # r: largest move in pixels, each way
     tau: float = 0.05,  # weight of the variation
-    steps: int = 100,
-    rate: float = 0.1,  # learning rate of Adam
+    steps: int = 100, rate: float = 0.1, # of Adam
     kappa: float = 0.0, # margin beyond which nothing is gained
+    stop: bool = True,  # keep the first misread warp? False: go on and keep the last
 ) -> Adversary:      # an image that is never misread comes back as its last warp
     "Spatially transformed images, arXiv 1801.02612 eq. 2-4. `TypeError` or `ValueError` for bad input before the model is called."
     check_attack(x, y, steps=steps); _check_flow(x, bound, tau, rate)
     counted, found = Counted(model), [x.clone(), torch.zeros_like(y, dtype=torch.bool)]
-    theta = _start(x).requires_grad_()
-    optimiser = torch.optim.Adam([theta], rate)
+    optimiser = torch.optim.Adam([theta := _start(x).requires_grad_()], rate)
     for _ in tqdm(range(steps), desc="StAdv", leave=False, disable=None):
         flow = bound * theta.tanh()
         gain = _kept(found, counted, warp(x, flow).clamp(0, 1), y, kappa) - tau * flow_variation(flow)
         theta.grad, = torch.autograd.grad(-gain.sum(), theta)
         optimiser.step()
-        if found[1].all(): break
+        if stop and found[1].all(): break
     last = warp(x, bound * theta.detach().tanh()).clamp(0, 1)
+    if not stop: found[1][:] = False # only the last counts
     with torch.no_grad(): _kept(found, counted, last, y, kappa)
     return Adversary(torch.where(found[1].view(-1, 1, 1, 1), found[0], last), found[1], counted.forwards, counted.backwards)
 
