@@ -10,84 +10,10 @@ from diffusers import DDPMScheduler
 from fastcore.test import test_close, test_eq
 from papersuite.agdm.data import digits
 from papersuite.agdm.networks import FoldedUNet, ResNet
-from papersuite.attacks.gradient import distance, pgd
+from papersuite.attacks.gradient import pgd
 from papersuite.core.figures import use_style
 import papersuite.agdm.training as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
-
-
-# nbs/agdm/05_training.ipynb #9956d818
-def test_each_module_gets_its_own_mode_back():
-    net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3).eval())
-    with pytest.raises(ArithmeticError), _evaluating(net):
-        assert not any(m.training for m in net.modules())
-        raise ArithmeticError # an error inside is no excuse
-    test_eq([m.training for m in net.modules()], [True, True, False])
-
-
-# nbs/agdm/05_training.ipynb #dc25b230
-def test_for_two_classes_and_a_linear_model_the_worst_neighbour_is_known():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).double()
-    x, y, eps = 0.5 + 0.1 * torch.randn(20, 1, 2, 3).double(), torch.arange(20) % 2, 0.05
-    w, b = net[1].weight.diff(dim=0)[0].detach(), net[1].bias.diff().detach()
-    p = torch.sigmoid(x.flatten(1) @ w + b)
-    def coins(q): return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    both = torch.stack([coins(torch.sigmoid(x.flatten(1) @ w + b + s * eps * w.abs().sum())) for s in (1, -1)])
-    z = worst_neighbour(net, x, eps, generator=torch.Generator().manual_seed(0))
-    test_close((z - x).abs(), torch.full_like(x, eps), eps=1e-9)
-    side = ((z - x).flatten(1) @ w > 0).long()
-    entropy = -torch.where(y == 1, p.log(), (1 - p).log()).mean()
-    loss = trades_loss(net, x, y, eps, lam=3.0, generator=torch.Generator().manual_seed(0)).item()
-    test_close(loss, (entropy + 3 * both[1 - side, torch.arange(20)].mean()).item(), eps=1e-9)
-
-
-# nbs/agdm/05_training.ipynb #1852491f
-def test_without_a_ball_or_a_price_trades_is_cross_entropy():
-    torch.manual_seed(0)
-    net, x, y = ResNet(widths=(8, 8), fold=2), torch.rand(6, 1, 8, 8), torch.arange(6)
-    plain = F.cross_entropy(net(x), y)
-    slopes = torch.autograd.grad(plain, net.parameters())
-    for loss in (trades_loss(net, x, y, 0), trades_loss(net, x, y, 0.1, lam=0)):
-        test_close(loss, plain, eps=1e-6)
-        for a, b in zip(torch.autograd.grad(loss, net.parameters()), slopes): test_close(a, b, eps=1e-6)
-
-
-# nbs/agdm/05_training.ipynb #7dae49ee
-def test_the_walk_stays_in_the_ball_and_in_the_box():
-    torch.manual_seed(0)
-    net, x = ResNet(widths=(8, 8), fold=2), torch.rand(16, 1, 8, 8)
-    for norm, eps in (("linf", 0.1), ("l2", 0.8)):
-        for name in DISTANCES:
-            z = worst_neighbour(net, x, eps, norm, distance=name, generator=torch.Generator().manual_seed(1))
-            assert z.min() >= 0 and z.max() <= 1 and distance(z - x, norm).max() <= eps + 1e-6
-
-
-# nbs/agdm/05_training.ipynb #10c951f9
-def test_the_walk_finds_more_than_chance():
-    torch.manual_seed(0)
-    net, x = ResNet(widths=(8, 8), fold=2), torch.rand(16, 1, 8, 8)
-    for norm, eps in (("linf", 0.1), ("l2", 0.8)):
-        for name, D in DISTANCES.items():
-            z = worst_neighbour(net, x, eps, norm, distance=name, generator=torch.Generator().manual_seed(1))
-            by_chance = (project(x + 2 * eps * steepest(torch.randn_like(x), norm), x, eps, norm) for _ in range(20))
-            chance = torch.stack([D(net(x), net(other)) for other in by_chance])
-            assert D(net(x), net(z)).mean() > 2 * chance.mean()
-
-
-# nbs/agdm/05_training.ipynb #1e8532f2
-def test_the_best_denoiser_of_noise_has_the_loss_that_theory_says():
-    g, pictures = torch.Generator().manual_seed(0), torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    level = DDPMScheduler().alphas_cumprod
-    best = lambda z, t, return_dict: ((1 - level[t]).sqrt()[:, None, None, None] * z,)
-    for highest in (100, 400): test_close(denoising_loss(best, DDPMScheduler(), (pictures + 1) / 2, highest, g), level[:highest].mean(), eps=0.01)
-
-
-# nbs/agdm/05_training.ipynb #5a629471
-def test_the_velocity_of_noise_cannot_be_told():
-    g, pictures = torch.Generator().manual_seed(0), torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    nothing = lambda z, t, return_dict: (0 * z,)
-    test_close(denoising_loss(nothing, DDPMScheduler(prediction_type="v_prediction"), (pictures + 1) / 2, None, g), torch.tensor(1.0), eps=0.02)
 
 
 # nbs/agdm/05_training.ipynb #992f6cba
