@@ -33,3 +33,19 @@ def volume(self: Box) -> int: "Cube."
             [("TWO", "data", "2", "abc123"), ("area", "function", "(x: float, y: float=1.0) -> float", "abc123"), ("Box", "class", "(a: int)", "def456")])
     test_eq(symbols[1].comments, {"x": "width, metres", "return": "square metres"})
     test_eq([m.signature for m in patched["Box"]], ["() -> int"])
+
+
+# nbs/core/07_reference.ipynb #94632136
+def test_a_patched_method_belongs_to_the_class_of_its_own_module():
+    source = """__all__ = ["Run"]
+class Run: pass
+@patch
+def NAME(self: Run): "Go."
+"""
+    with tempfile.TemporaryDirectory() as d:
+        for paper in ("one", "two"): write_atomic(Path(d)/"papersuite"/paper/"x.py", source.replace("NAME", f"go_{paper}"))
+        write_atomic(Path(d)/"papersuite"/"three"/"y.py", '__all__ = ["Only"]\nclass Only: pass\n')
+        write_atomic(Path(d)/"papersuite"/"three"/"z.py", '__all__ = []\n@patch\ndef from_elsewhere(self: Only): "Go."\n')
+        library = read_library(Path(d))
+    test_eq({m: [x.full for s in symbols for x in s.members] for m, (_, symbols) in library.items()},
+            {"one.x": ["papersuite.one.x.Run.go_one"], "two.x": ["papersuite.two.x.Run.go_two"], "three.y": ["papersuite.three.y.Only.from_elsewhere"], "three.z": []})

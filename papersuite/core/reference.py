@@ -106,10 +106,11 @@ def read_library(root: Path) -> dict[str, tuple[str, list[Symbol]]]:
     files = sorted((root/"papersuite").glob("*/*.py"))
     modules = {f"{p.parent.name}.{p.stem}".removesuffix(".__init__"): p for p in files}
     read = {m: read_module(p, m) for m, p in modules.items()}
-    classes = {s.name: s for _, _, symbols, _ in read.values() for s in symbols if s.kind == "class"}
-    for _, _, _, patched in read.values():
-        for owner, methods in patched.items():
-            if owner in classes: classes[owner].members += methods
+    own = {(m, s.name): s for m, (_, _, symbols, _) in read.items() for s in symbols if s.kind == "class"}
+    anywhere = {name: s for (_, name), s in own.items()}
+    for m, (_, _, _, patched) in read.items():
+        for owner, methods in patched.items(): # the class of the same module first: two may have one name
+            if found := own.get((m, owner)) or anywhere.get(owner): found.members += methods
     for s in (s for _, _, symbols, _ in read.values() for s in symbols):
         s.full, s.page = f"papersuite.{s.module}.{s.name}", f"api/{s.module}"
         s.members.sort(key=lambda m: m.module != s.module) # its own module first
