@@ -34,12 +34,13 @@ def test_every_digit_of_mnist_is_as_frequent_as_every_other():
 # nbs/agdm/04_data.ipynb #53d3aea6
 def test_chosen_classes_are_numbered_as_they_are_named():
     if not cifar10.present: pytest.skip(f"needs {cifar10.path} under PAPERSUITE_DATA")
-    test = cifar10("test", 16)
-    test_eq((test.shape, test.names, test.labels.bincount().tolist()), ((3, 16, 16), CIFAR10, [1000] * 10))
-    assert 0 <= test.pixels.min() < 0.05 and 0.95 < test.pixels.max() <= 1
-    some = cifar10("test", 16, ("ship", "frog"))
-    test_eq((some.names, some.labels.bincount().tolist()), (("ship", "frog"), [1000, 1000]))
-    assert torch.equal(some.pixels[some.labels == 1], test.pixels[test.labels == 6])
+    if cifar10.present:
+        test = cifar10("test", 16)
+        test_eq((test.shape, test.names, test.labels.bincount().tolist()), ((3, 16, 16), CIFAR10, [1000] * 10))
+        assert 0 <= test.pixels.min() < 0.05 and 0.95 < test.pixels.max() <= 1
+        some = cifar10("test", 16, ("ship", "frog"))
+        test_eq((some.names, some.labels.bincount().tolist()), (("ship", "frog"), [1000, 1000]))
+        assert torch.equal(some.pixels[some.labels == 1], test.pixels[test.labels == 6])
 
 
 # nbs/agdm/04_data.ipynb #4230456a
