@@ -1,4 +1,4 @@
-r"""Forward and backward of $W_0T+s\Delta$ written out, so that neither $T$ nor a second copy of the activation is ever kept.
+r"""Forward and backward of $W_0T+s\Delta$ written out, so that neither $T$ nor a second copy of weight or activation is ever kept.
 
 Docs: https://papersuite.github.io/papersuite/tlora/layer.html.md"""
 
@@ -10,7 +10,6 @@ __all__ = ['WIDEST', 'TOKENS', 'digit_matrices', 'adapted_linear']
 # %% ../../nbs/tlora/00a_layer.ipynb #b9fab0a5
 import math
 import torch
-from functools import reduce
 from ..kernels.dispatch import use_triton
 from .algebra import apply_ring, layer_operations
 from torch import Tensor
@@ -59,30 +58,49 @@ def _back(
     return grad.reshape(z.shape), found
 
 # %% ../../nbs/tlora/00a_layer.ipynb #e5fdaa5e
-WIDEST = 128 # of B; wider ones cost more than the chain
+WIDEST = 128 # of digits that are taken together
 
-def _pair(x: Tensor, a: Tensor, b: Tensor) -> Tensor: # (n, J) -> (n, I)
-    "The first of equation (2)."
-    z = torch.bmm(a.expand(len(x), *a.shape), x.reshape(len(x), a.shape[1], b.shape[1]))
-    return (z.view(-1, b.shape[1]) @ b.T).view(len(x), -1)
+def _together(factors: list) -> list: # of matrices (I_d, J_d)
+    "The last factors as one, as long as it is not too wide and two are left."
+    while len(factors) > 2 and max(len(factors[-2]) * len(factors[-1]), factors[-2].shape[1] * factors[-1].shape[1]) <= WIDEST: factors = [*factors[:-2], torch.kron(*factors[-2:])]
+    return factors
 
-def _pair_back(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> tuple: # gradients of x, and of both matrices
-    "The others; the product with A is computed again."
-    x, rows = x.reshape(len(x), a.shape[1], b.shape[1]), grad.view(-1, len(b))
-    to_b = rows.T @ torch.bmm(a.expand(len(x), *a.shape), x).view(-1, b.shape[1])
-    back = (rows @ b).view(len(x), len(a), b.shape[1])
-    to_a = torch.bmm(back, x.transpose(1, 2)).sum(0)
-    return torch.bmm(a.T.expand(len(x), *a.T.shape), back).view(len(x), -1), [to_a, to_b]
+def _digit(z: Tensor, m: Tensor, behind: int, out: Tensor | None = None) -> Tensor:
+    "The first of equation (2), flat."
+    if behind == 1: return torch.mm(z.reshape(-1, m.shape[1]), m.T, out=None if out is None else out.view(-1, len(m)))
+    z = z.reshape(-1, m.shape[1], behind)
+    return torch.bmm(m.expand(len(z), *m.shape), z, out=None if out is None else out.view(len(z), len(m), behind))
+
+def _rows(x: Tensor, matrices: list): # -> generator
+    "What the digits leave, from the first to the last, beginning with x itself."
+    behind = x.shape[1]
+    yield x
+    for m in matrices:
+        behind //= m.shape[1]
+        x = _digit(x, m, behind)
+        yield x
+
+# %% ../../nbs/tlora/00a_layer.ipynb #c9de91f3
+def _rows_back(grad: Tensor, x: Tensor, matrices: list) -> list: # gradients of the matrices; that of x takes the place of `grad`
+    "The others of equation (2), from the last digit to the first; all products but the last are computed again."
+    out, states, found, behind = grad, [*_rows(x, matrices[:-1])], [], 1
+    for m, state in zip(reversed(matrices), reversed(states)):
+        if behind == 1: found.append(grad.reshape(-1, len(m)).T @ state.reshape(-1, m.shape[1]))
+        else: found.append(torch.bmm(grad.view(-1, len(m), behind), state.reshape(-1, m.shape[1], behind).transpose(1, 2)).sum(0))
+        grad = _digit(grad, m.T, behind, out if len(found) == len(matrices) else None)
+        behind *= m.shape[1]
+    return found[::-1]
 
 # %% ../../nbs/tlora/00a_layer.ipynb #ae2f1b09
 class _AdaptedLinear(torch.autograd.Function):
-    "Equation (3) for tokens in the rows of x. `shape` are the digits and `matrices` the chains one after the other; without digits they are A and B of (2), or nothing."
+    "Equation (3) for tokens in the rows of x. `shape` are the digits and `matrices` the chains one after the other; without digits they are those of (2), or nothing. With `merged`, the forward pass is one product."
     @staticmethod
-    def forward(ctx, x, weight, bias, left, right, scale, shape, *matrices):
+    def forward(ctx, x, weight, merged, bias, left, right, scale, shape, *matrices):
         ctx.save_for_backward(x, weight, left, right, *matrices)
         ctx.scale, ctx.shape, ctx.bias = scale, shape, bias is not None
+        if merged is not None: return torch.nn.functional.linear(x, merged, bias)
         y = x.new_empty(len(x), len(weight))
-        for part in _blocks(len(x)):
+        for part in _blocks(len(x), matrices, shape):
             z = _transformed(x[part], matrices, shape)
             if bias is None: torch.mm(z, weight.T, out=y[part])
             else: torch.addmm(bias, z, weight.T, out=y[part])
@@ -91,18 +109,21 @@ class _AdaptedLinear(torch.autograd.Function):
 # %% ../../nbs/tlora/00a_layer.ipynb #25f35031
 TOKENS = 512 # in a block
 
-def _blocks(tokens: int) -> list:
-    "Slices of at most `TOKENS` tokens."
-    return [slice(start, start + TOKENS) for start in range(0, tokens, TOKENS)]
-
 def _chains(matrices: tuple, shape: list) -> list:
     "The matrices of one chain at a time."
-    return [matrices[k:k + len(shape)] for k in range(0, len(matrices), len(shape))]
+    return [matrices[k:k + len(shape)] for k in range(0, len(matrices), len(shape))] if shape else [matrices]
+
+def _blocks(tokens: int, matrices: tuple, shape: list) -> list:
+    "Slices of tokens, the smaller the more chains there are."
+    step = max(1, TOKENS // len(_chains(matrices, shape)))
+    return [slice(start, start + step) for start in range(0, tokens, step)]
 
 def _transformed(x: Tensor, matrices: tuple, shape: list) -> Tensor: # (n, I)
     "Tx, laid out as the frozen layer has its input, so that it rounds as it would without us."
-    if not shape: return _pair(x, *matrices) if matrices else x
     z = None
+    if not shape:
+        for z in _rows(x, matrices): pass
+        return z.view(len(x), -1)
     for chain in _chains(matrices, shape): z = _result(x.T, chain, shape) if z is None else z.add_(_result(x.T, chain, shape))
     return z.T.contiguous()
 
@@ -111,25 +132,26 @@ def _adapted_backward(ctx, grad):
     "The gradients of equation (3)."
     x, weight, left, right, *matrices = ctx.saved_tensors
     to_x, to_matrices, to_left, to_right = torch.empty_like(x), [torch.zeros_like(m) for m in matrices], None, None
-    for part in _blocks(len(x)):
-        if not matrices: torch.mm(grad[part], weight, out=to_x[part])
-        else:
-            to_x[part], found = _transformed_back(grad[part], weight, x[part], matrices, ctx.shape)
-            for total, new in zip(to_matrices, found): total += new
+    for part in _blocks(len(x), matrices, ctx.shape):
+        for total, new in zip(to_matrices, _transformed_back(grad[part], weight, x[part], matrices, ctx.shape, to_x[part])): total += new
     if left is not None:
         inner = ctx.scale * (grad @ left.T.contiguous().T) # a thin factor is read fastest along its long side
         to_left, to_right = ctx.scale * ((x @ right.T).T @ grad).T, inner.T @ x
         to_x.addmm_(inner, right)
-    return to_x, None, grad.sum(0) if ctx.bias and ctx.needs_input_grad[2] else None, to_left, to_right, None, None, *to_matrices
+    return to_x, None, None, grad.sum(0) if ctx.bias and ctx.needs_input_grad[3] else None, to_left, to_right, None, None, *to_matrices
 
-def _transformed_back(grad, weight, x, matrices, shape) -> tuple: # gradients of x and of the matrices
+def _transformed_back(grad, weight, x, matrices, shape, out) -> list: # gradients of the matrices; that of x goes to `out`
     "Through W₀ and T."
-    if not shape: return _pair_back(grad @ weight, x, *matrices)
-    to_z, to_x, found = weight.T @ grad.T, 0, []
+    if not shape:
+        torch.mm(grad, weight, out=out)
+        return _rows_back(out, x, matrices) if matrices else []
+    to_z, found = weight.T @ grad.T, []
+    out.zero_()
     for chain in _chains(matrices, shape):
         piece, new = _back(to_z, x.T, chain, shape)
-        to_x, found = to_x + piece.T, found + new
-    return to_x, found
+        out += piece.T
+        found += new
+    return found
 
 _AdaptedLinear.backward = staticmethod(torch.autograd.function.once_differentiable(_adapted_backward))
 
@@ -147,28 +169,31 @@ def adapted_linear(
     if x.shape[-1] != weight.shape[1]: raise ValueError(f"x has {x.shape[-1]} features, the weight takes {weight.shape[1]}")
     if cores and {math.prod([c.shape[k] for c in cores]) for k in (0, 1)} != {weight.shape[1]}: raise ValueError(f"the cores make a transform of {math.prod([len(c) for c in cores])} × {math.prod([c.shape[1] for c in cores])}, the weight takes {weight.shape[1]} features")
     if left is not None and (len(left), right.shape[1]) != tuple(weight.shape): raise ValueError(f"the residual is {len(left)} × {right.shape[1]}, the weight {weight.shape[0]} × {weight.shape[1]}")
-    tokens = x.reshape(-1, x.shape[-1])
-    if cores and not torch.is_grad_enabled() and _merging_is_cheaper(len(tokens), weight, cores, right):
-        merged = apply_ring(weight, [c.transpose(0, 1) for c in cores])
-        if left is not None: merged = merged.addmm_(left, right, alpha=scale)
-        return torch.nn.functional.linear(x, merged, bias)
-    if use_triton(x) or len(cores) == 1: return _by_parts(x, weight, bias, cores, left, right, scale)
-    y = _AdaptedLinear.apply(tokens, weight, bias, left, right, scale, *_matrices(cores))
+    tokens, training = x.reshape(-1, x.shape[-1]), torch.is_grad_enabled()
+    by_parts = len(cores) == 1 or (use_triton(x) and training)
+    merged = None if by_parts or not cores or not _merging_is_cheaper(tokens, weight, cores, right) else _merged(weight, cores, left, right, scale)
+    if merged is not None and not training: return torch.nn.functional.linear(x, merged, bias)
+    if by_parts or use_triton(x): return _by_parts(x, weight, bias, cores, left, right, scale)
+    y = _AdaptedLinear.apply(tokens, weight, merged, bias, left, right, scale, *_matrices(cores))
     return y.reshape(*x.shape[:-1], len(weight))
 
 # %% ../../nbs/tlora/00a_layer.ipynb #17da60f1
 def _matrices(cores: list) -> list: # the digits, and what `_AdaptedLinear` multiplies by
-    "Two matrices for a Kronecker product that is not too wide, chains for a ring."
-    if cores and all(c.shape[2] == 1 for c in cores):
-        factors = [c[:, :, 0, 0] for c in cores]
-        rest = reduce(torch.kron, factors[1:])
-        if max(rest.shape) <= WIDEST: return [[], factors[0], rest]
+    "One matrix per digit, or digits, of a Kronecker product; chains for a ring."
+    if cores and all(c.shape[2] == 1 for c in cores): return [[], *_together([c.flatten(1) for c in cores])]
     return [[c.shape[1] for c in cores], *(m for a in range(cores[0].shape[2]) for m in digit_matrices(cores, a))] if cores else [[]]
 
-def _merging_is_cheaper(tokens: int, weight: Tensor, cores: list, right: Tensor | None) -> bool:
-    "What the counts say without gradients."
-    ways = layer_operations(len(weight), tuple([c.shape[1] for c in cores]), cores[0].shape[2], 0 if right is None else len(right), tokens, False)
-    return ways["merge"] < ways["contract"]
+def _merging_is_cheaper(tokens: Tensor, weight: Tensor, cores: list, right: Tensor | None) -> bool:
+    "What the counts say of a forward pass, in single precision or better."
+    ways = layer_operations(len(weight), tuple([c.shape[1] for c in cores]), cores[0].shape[2], 0 if right is None else len(right), len(tokens), False)
+    return weight.dtype.itemsize >= 4 and ways["merge"] < ways["contract"]
+
+@torch.no_grad()
+def _merged(weight: Tensor, cores: list, left: Tensor | None, right: Tensor | None, scale: float) -> Tensor:
+    "W₀ T + s U V; the rows of W₀ go through the transposed transform."
+    shape, *matrices = _matrices([c.transpose(0, 1) for c in cores])
+    new = _transformed(weight, matrices, shape)
+    return new if left is None else new.addmm_(left, right, alpha=scale)
 
 def _by_parts(x, weight, bias, cores, left, right, scale) -> Tensor:
     "Equation (3) left to automatic differentiation; the transform may be a kernel."
