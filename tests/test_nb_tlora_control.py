@@ -28,7 +28,7 @@ def test_scores_are_those_of_scikit_learn_and_a_square_has_a_rim():
 
 # nbs/tlora/06_control.ipynb #b91097cf
 def test_a_new_control_net_changes_nothing():
-    import torch
+    import pytest, torch
     from papersuite.tlora.control import with_control
     from papersuite.tlora.personalise import TextToImage
     from papersuite.tlora.tuner import ATTENTION, TransformedLoraConfig
@@ -38,6 +38,7 @@ def test_a_new_control_net_changes_nothing():
     edges = torch.ones(2, 1, 16, 16)
     before, after = model.paint(["plain seven"] * 2, steps=3), new.paint(["plain seven"] * 2, steps=3, edges=edges)
     assert torch.allclose(before, after, atol=1e-5)
+    with pytest.raises(ValueError, match="needs a UNet"): with_control(TextToImage(("plain",), width=16, hidden=16), None)
     trained = {n.split(".")[1] for n, p in new.named_parameters() if p.requires_grad and n.startswith("control.")}
     assert trained == {"controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"}
 

@@ -54,6 +54,19 @@ def test_written_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x, *cores: adapted_linear(x, weight, None, list(cores)), (draw(4, 12), *(draw(n, n, 2, 2) for n in (3, 4))))
 
 
+# nbs/tlora/00a_layer.ipynb #a4e9bc33
+def test_gradients_are_right_for_middle_digits_and_several_blocks():
+    import papersuite.tlora.layer as page, pytest, torch
+    torch.manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    weight = draw(40, 12).detach()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "WIDEST", 1); patch.setattr(page, "TOKENS", 4)
+        for shape, R in (((2, 3, 2), 1), ((2, 2, 3, 1), 1), ((2, 3, 2), 2)):
+            f = lambda x, *cores: page.adapted_linear(x.T, weight, None, list(cores))
+            assert torch.autograd.gradcheck(f, (draw(12, 9), *(draw(n, n, R, R) for n in shape)))
+
+
 # nbs/tlora/00a_layer.ipynb #97f77d97
 def test_widths_that_do_not_fit_are_refused():
     import pytest, torch

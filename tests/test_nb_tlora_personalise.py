@@ -9,6 +9,23 @@ import papersuite.tlora.personalise as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
+# nbs/tlora/05_personalise.ipynb #77e72d2e
+def test_wide_layers_have_the_papers_share_of_parameters():
+    import peft, torch
+    from papersuite.tlora.personalise import WideDenoiser
+    from papersuite.tlora.tuner import TransformedLoraConfig
+    counts, where = [], dict(target_modules=["inner", "outer"])
+    for config in (peft.LoraConfig(r=1, **where), TransformedLoraConfig(residual="ring", r=2, **where)):
+        with torch.device("meta"): net = WideDenoiser(4, 8, 32).requires_grad_(False)
+        net.add_adapter(config)
+        counts.append(sum(p.numel() for p in net.parameters() if p.requires_grad))
+    assert counts == [6 * 2560, 6 * 692] and abs(counts[1] / counts[0] - 0.27) < 0.005
+    net = WideDenoiser(4, 8, 32, hidden=16)
+    x, words = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8)
+    out = net(x, torch.tensor([0, 500, 999]), words).sample
+    assert out.shape == x.shape and torch.allclose(out[1:2], net(x[1:2], torch.tensor(500), words[1:2]).sample, atol=1e-6) and not torch.allclose(out, net(x, torch.tensor(1), words).sample)
+
+
 # nbs/tlora/05_personalise.ipynb #df82309c
 def test_a_prompt_is_four_places_and_knows_its_words():
     import pytest, torch

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from .data import Pictures
-from .personalise import Judge, TextToImage
+from .personalise import Judge, TextToImage, WideDenoiser
 from peft import PeftConfig
 from skimage.feature import canny
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ def with_control(
     config: PeftConfig | None, # the adapter of the UNet; None for control alone
     seed: int = 0,
 ) -> TextToImage:
-    "A copy of the model with a control net that does nothing yet, and with what shall be trained unfrozen."
+    "A copy of the model with a control net that does nothing yet, and with what shall be trained unfrozen. `ValueError` for a model without a UNet."
+    if isinstance(model.unet, WideDenoiser): raise ValueError("the model is a wide denoiser; a control net needs a UNet")
     torch.manual_seed(seed)
     new = copy.deepcopy(model).requires_grad_(False)
     new.control = ControlNetModel.from_unet(new.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32)).to(new.unet.device).requires_grad_(False)

@@ -131,14 +131,14 @@ def _transformed(x: Tensor, matrices: tuple, shape: list) -> Tensor: # (n, I)
 def _adapted_backward(ctx, grad):
     "The gradients of equation (3)."
     x, weight, left, right, *matrices = ctx.saved_tensors
-    to_x, to_matrices, to_left, to_right = torch.empty_like(x), [torch.zeros_like(m) for m in matrices], None, None
+    to_x, to_matrices, to_left, to_right = torch.empty_like(x), [torch.zeros_like(m, dtype=torch.promote_types(m.dtype, torch.float32)) for m in matrices], None, None # sums over blocks in single precision or better
     for part in _blocks(len(x), matrices, ctx.shape):
         for total, new in zip(to_matrices, _transformed_back(grad[part], weight, x[part], matrices, ctx.shape, to_x[part])): total += new
     if left is not None:
         inner = ctx.scale * (grad @ left.T.contiguous().T) # a thin factor is read fastest along its long side
         to_left, to_right = ctx.scale * ((x @ right.T).T @ grad).T, inner.T @ x
         to_x.addmm_(inner, right)
-    return to_x, None, None, grad.sum(0) if ctx.bias and ctx.needs_input_grad[3] else None, to_left, to_right, None, None, *to_matrices
+    return to_x, None, None, grad.sum(0) if ctx.bias and ctx.needs_input_grad[3] else None, to_left, to_right, None, None, *(total.to(m.dtype) for total, m in zip(to_matrices, matrices))
 
 def _transformed_back(grad, weight, x, matrices, shape, out) -> list: # gradients of the matrices; that of x goes to `out`
     "Through W₀ and T."
@@ -192,7 +192,7 @@ def _merging_is_cheaper(tokens: Tensor, weight: Tensor, cores: list, right: Tens
 def _merged(weight: Tensor, cores: list, left: Tensor | None, right: Tensor | None, scale: float) -> Tensor:
     "W₀ T + s U V; the rows of W₀ go through the transposed transform."
     shape, *matrices = _matrices([c.transpose(0, 1) for c in cores])
-    new = _transformed(weight, matrices, shape)
+    new = apply_ring(weight, [c.transpose(0, 1) for c in cores]) if use_triton(weight) else _transformed(weight, matrices, shape)
     return new if left is None else new.addmm_(left, right, alpha=scale)
 
 def _by_parts(x, weight, bias, cores, left, right, scale) -> Tensor:
