@@ -6,9 +6,19 @@ from unittest.mock import patch as mock
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_eq, test_fail
-from papersuite.core.results import FAILS, Rule, read_record
+from papersuite.core.results import Rule, UNDECIDED, read_record
 import papersuite.core.experiment as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
+
+
+# nbs/core/02a_experiment.ipynb #baf2804e
+def test_the_first_lines_name_every_claim_of_the_abstract():
+    lab = Experiment("x", "smoke", [0])
+    lab.claim("A", "s", "m", [1., 1.1, 1.2], Rule("above", 0))
+    lab.claim("B", "s", "m", [-1., 1.1, 1.2], Rule("above", 0))
+    lab.claim("C", "s", "m", [-1., 1.1, 1.2], Rule("above", 0), asked_by="us")
+    text = verdicts_text(lab.record()["claims"])
+    test_eq(text, "Of what the abstract claims: **holds**: A; **undecided**: B. Of our own questions: 1 × undecided.")
 
 
 # nbs/core/02a_experiment.ipynb #46c4cd38
@@ -20,7 +30,7 @@ def test_a_record_survives_the_round_trip_and_a_cell_run_twice():
         record = read_record(Path(d)/"record.json")
     test_eq(len(record["claims"]), 1)
     test_eq(record["claims"][0]["values"], [0.5, 0.5, None])
-    test_eq(record["claims"][0]["verdict"], FAILS)
+    test_eq(record["claims"][0]["verdict"], UNDECIDED)
 
 
 # nbs/core/02a_experiment.ipynb #580c87ea
@@ -45,3 +55,16 @@ def test_a_grid_remembers_finished_rows_and_keeps_its_order():
         for f in Path(d).glob("ran-*"): f.unlink()
         test_eq(lab.map(square, [{"x": i} for i in (1, 3, 5)]), [1, 9, 25])
         test_eq([f.name for f in Path(d).glob("ran-*")], ["ran-5"])
+
+
+# nbs/core/02a_experiment.ipynb #5df676c3
+def test_the_runner_is_told_how_many_rows_are_done():
+    with tempfile.TemporaryDirectory() as d, mock.dict(os.environ, {"PAPERSUITE_PROGRESS": f"{d}/progress"}):
+        tell_progress(cell={"index": 3})
+        Experiment("x", "smoke", [0], folder=d).map(abs, [])
+        test_eq(read_progress(f"{d}/progress"), {"cell": {"index": 3}})
+        def double(x): return 2 * x
+        Experiment("x", "smoke", [0], folder=d).map(double, [{"x": i} for i in range(4)])
+        told = read_progress(f"{d}/progress")
+    test_eq([told["rows"][k] for k in ("name", "done", "total")], ["double", 4, 4])
+    test_eq(told["cell"], {"index": 3})

@@ -25,7 +25,7 @@ def test_the_readme_is_the_front_notebook():
         (root/"data/results/a").mkdir(parents=True); (root/"record.json").rename(root/"data/results/a/smoke.json")
         (root/"nbs/a/00_b.ipynb").write_text('{"cells": [{"source": ["# The paper"]}]}')
         text = readme(root)
-    for part in ("# T\n[b](nbs/a/00_b.ipynb) [web](https://example.org)", "```python\n1 + 1\n```", "| The paper (smoke) | **X** it is so |", "✓ holds |"):
+    for part in ("# T\n[b](nbs/a/00_b.ipynb) [web](https://example.org)", "```python\n1 + 1\n```", "| The paper (smoke) | **a.X** it is so |", "✓ holds |"):
         assert part in text, part
 
 

@@ -1,6 +1,7 @@
 "The runner keeps whole results only, runs nothing twice, and goes on where it was killed. Everything happens in a small checkout of its own."
 import json
 import os
+import re
 import random
 import shutil
 import signal
@@ -102,6 +103,14 @@ def test_a_run_leaves_record_log_notebook_and_figures(checkout):
     assert "Executing Cell" in (folder/"log.txt").read_text()
     injected = [c for c in nbformat.read(folder/"notebook.ipynb", as_version=4).cells if "injected-parameters" in c.metadata.get("tags", [])]
     assert len(injected) == 1
+
+
+def test_where_no_terminal_is_a_plain_line_says_which_cell_is_at_work(checkout, capfd):
+    write_notebook(checkout, PARAMETERS, OPEN, "import time; time.sleep(3)", DRAW, CLOSE)
+    reproduce(jobs=1, report_every=0.2)
+    lines = capfd.readouterr().err.splitlines()
+    assert any(re.fullmatch(r"mini \d\d:\d\d: cell 3 of 5 \(.*\)", line) for line in lines), lines
+    assert not (checkout/"_runs/smoke/mini/progress.json").exists()
 
 
 def test_what_has_not_changed_is_not_run_again(checkout):
@@ -232,7 +241,7 @@ def test_a_lost_claim_ends_in_exit_code_1(checkout):
     write_notebook(checkout, PARAMETERS, OPEN, DRAW, CLOSE.replace("[0.0]", "[2.0]"))
     code, output = finish(command("reproduce"))
     assert code == 1
-    assert "mini: claim A held in the committed record and does not hold now" in output
+    assert "claim mini.A held in the committed record and does not hold now" in output
 
 
 def test_a_failing_notebook_ends_in_exit_code_1(checkout):

@@ -17,7 +17,7 @@ for needed in ("sphinx", "myst_nb", "pydata_sphinx_theme", "bs4"):
 from bs4 import BeautifulSoup  # noqa: E402
 
 from papersuite.core.experiment import Experiment  # noqa: E402
-from papersuite.core.results import FAILS, HOLDS, UNTESTED, Rule  # noqa: E402
+from papersuite.core.results import FAILS, HOLDS, UNDECIDED, UNTESTED, Rule  # noqa: E402
 from papersuite.core.site import build_site, navigation, page_name, readme, shown_records  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ def test_the_scoreboard_shows_every_recorded_claim(pages):
     plain = lambda text: " ".join(text.split())
     rows = [(row.find("strong").get_text(), plain(row.get_text(" "))) for row in pages["scoreboard.html"].select(".claims tbody tr")]
     for record in shown_records(ROOT):
-        for claim in record["claims"]: # two papers may use the same key
+        for claim in record["claims"]:
             parts = [plain(claim[k]) for k in ("verdict", "figure")] + [plain(claim["rule"]["text"])]
             assert any(key == claim["key"] and all(p in text for p in parts) for key, text in rows), claim["key"]
         assert pages["index.html"].select(".sd-card .verdict"), "the front page has no verdicts"
@@ -167,16 +167,19 @@ def test_a_run_of_this_machine_is_set_beside_the_committed_one(tmp_path):
         lab = Experiment("toy", "smoke", [0], folder=folder)
         lab.claim("A", "it is |small| <1 $x_1$", "size *m*", values, Rule("within", 1))
         lab.claim("B", "nobody looked", "gain", [], Rule("above", 0))
+        lab.claim("C", "nobody can tell", "gain", [-1.0, 2.0, 0.5], Rule("above", 0))
         lab.finish()
     (tmp_path / "data/results/toy/record.json").rename(tmp_path / "data/results/toy/smoke.json")
     (tmp_path / "_runs/smoke/broken").mkdir()
     (tmp_path / "_runs/smoke/broken/record.json").write_text("{")
     folder = build_site(tmp_path).parent
     table = BeautifulSoup((folder / "your_run.html").read_text(), "html.parser").select(".claims tbody tr")
-    assert [[v.get_text() for v in row.select(".verdict")] for row in table] == [[f"✓ {HOLDS}", f"✗ {FAILS}"], [f"○ {UNTESTED}"] * 2]
+    shown = [[v.get_text() for v in row.select(".verdict")] for row in table]
+    assert shown == [[f"✓ {HOLDS}", f"✗ {FAILS}"], [f"○ {UNTESTED}"] * 2, [f"◐ {UNDECIDED}"] * 2]
+    assert "seeds would decide" in table[2].get_text()
     assert "it is |small| <1" in table[0].get_text() and table[0].select(".math")
     card = BeautifulSoup((folder / "index.html").read_text(), "html.parser").select(".sd-card .verdict")
-    assert [v.get_text() for v in card] == [f"✓ 1 {HOLDS}", f"○ 1 {UNTESTED}"]
+    assert [v.get_text() for v in card] == [f"✓ 1 {HOLDS}", f"◐ 1 {UNDECIDED}", f"○ 1 {UNTESTED}"]
 
 
 # ---- in a browser

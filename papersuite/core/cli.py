@@ -53,10 +53,17 @@ def _claims_text(records) -> str:
     lines = []
     for r in records:
         lines.append(f"\n{r['paper']} at {r['scale']} scale ({len(r['seeds'])} seeds, {r['wall_time_s']:.0f} s)")
-        for c in sorted(r["claims"], key=lambda c: c.get("asked_by", "paper") != "paper"):
-            whose = "" if c.get("asked_by", "paper") == "paper" else "our question: "
-            lines += [f"  {c['verdict']:28s} {c['key']:5s} {whose}{c['statement']}", f"  {'':28s} {'':5s} {c['measure']}: {c['figure']}"]
+        for c in sorted(r["claims"], key=lambda c: c.get("asked_by", "paper") != "paper"): lines += _claim_lines(c)
     return "\n".join(lines)
+
+# %% ../../nbs/core/05_cli.ipynb #bdc3995c
+def _claim_lines(c) -> list[str]:
+    "Verdict, key and statement; below them what was measured, and how sure it is."
+    from papersuite.core.results import evidence_text
+    whose = "" if c.get("asked_by", "paper") == "paper" else "our question: "
+    sure, indent = evidence_text(c), " " * 27
+    lines = [f"  {c['verdict']:24s} {c['key']}: {whose}{c['statement']}", f"{indent}{c['measure']}: {c['figure']}"]
+    return lines + [f"{indent}{sure}"] * bool(sure)
 
 # %% ../../nbs/core/05_cli.ipynb #a6b5e738
 @main.command("list")

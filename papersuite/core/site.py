@@ -14,7 +14,7 @@ import json, posixpath, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
 from .reference import Symbol, read_library
-from .results import FAILS, HOLDS, UNTESTED, read_record, write_atomic
+from .results import FAILS, HOLDS, UNDECIDED, UNTESTED, evidence_text, read_record, write_atomic
 from .runner import committed_records, directives
 
 # %% ../../nbs/core/08_site.ipynb #74bc61bf
@@ -147,7 +147,7 @@ def reference(site: Site) -> dict[str, str]:
     return pages | {"api/index": f"{text}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{modules}\n```\n"}
 
 # %% ../../nbs/core/08_site.ipynb #b107eb37
-MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNTESTED: ("untested", "○")}
+MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "◐"), UNTESTED: ("untested", "○")}
 
 NOTHING = "*No results are recorded yet.*\n"
 
@@ -205,14 +205,14 @@ WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n" # a page of table
 def _claim_rows(record: dict, here: dict | None = None) -> str:
     "Claims as a MyST table; with a second record (`here`), what each says side by side."
     note = lambda text: f'<br><span class="note">{_escape(text)}</span>' if text else ""
-    result = lambda c: f"{_verdict(c['verdict'])}<br>{_escape(c['figure'])}" if c else "not run"
+    result = lambda c: f"{_verdict(c['verdict'])}<br>{_escape(c['figure'])}" + note(evidence_text(c)) if c else "not run"
     mine = {c["key"]: c for c in here["claims"]} if here else {}
     heads, rows = ["Claim", "Committed", "Here", "Rule"] if here else ["Claim", "Measured", "In the paper", "Verdict"], []
     for c in record["claims"]:
         claim, rule = f'**{_escape(c["key"])}** {_escape(c["statement"])}{note(c.get("note"))}', c["rule"]["text"]
         if here: cells = [claim, result(c) + note(c["measure"]), result(mine.get(c["key"])), _escape(rule)]
         else: cells = [claim, _escape(c["figure"]) + note(c["measure"]), _escape(c.get("published") or "–"),
-                       _verdict(c["verdict"]) + note(f"rule: {rule}")]
+                       _verdict(c["verdict"]) + note(evidence_text(c)) + note(f"rule: {rule}")]
         rows.append("| " + " | ".join(x.replace("\n", " ") for x in cells) + " |")
     return "\n".join([f":::{{div}} claims{' two' if here else ''}", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads), *rows, ":::", ""])
 
