@@ -102,6 +102,20 @@ def test_a_guide_comes_back_from_disk_bit_for_bit():
         assert isinstance(load_guide(folder), PixelGuide)
 
 
+# nbs/agdm/01_guide.ipynb #789e3b3f
+def test_a_folder_cannot_have_a_module_of_its_own_imported():
+    import json, sys, tempfile
+    from pathlib import Path
+    from papersuite.agdm.networks import ResNet
+    with tempfile.TemporaryDirectory() as d:
+        Guide(ResNet(widths=(8, 8))).save_pretrained(d)
+        about = json.loads((Path(d)/"network.json").read_text())
+        for module, name in (("antigravity", "ResNet"), ("papersuite.agdm.guide", "Guide"), ("subprocess", "Popen")):
+            (Path(d)/"network.json").write_text(json.dumps(about | {"module": module, "class": name}))
+            test_fail(lambda: load_guide(d), exc=ValueError, contains="no network that we know")
+    assert "antigravity" not in sys.modules
+
+
 # nbs/agdm/01_guide.ipynb #05392f49
 def test_choices_that_do_not_exist_are_refused():
     net = digits_example()[0]

@@ -76,6 +76,31 @@ def test_a_run_that_was_killed_ends_in_the_same_weights():
         test_eq(attempt(folder, kill=0)[0], once) # all is done: no step is left
 
 
+# nbs/agdm/05_training.ipynb #dfa7e514
+def test_a_run_goes_on_in_a_new_process():
+    import os, subprocess, sys
+    program = """
+import os, sys, torch
+from papersuite.agdm.data import digits
+from papersuite.agdm.networks import ResNet
+from papersuite.agdm.training import train
+torch.manual_seed(0)
+calls = iter(range(10))
+def loss(net, x, y, g):
+    if next(calls) == int(sys.argv[2]): os._exit(9)
+    return torch.nn.functional.cross_entropy(net(x), y)
+print(train(ResNet(widths=(8, 8)), loss, digits(), 4, batch=8, folder=sys.argv[1], save_every=1))
+"""
+    def attempt(folder, kill, hashes):
+        command, environment = [sys.executable, "-c", program, folder, str(kill)], os.environ | {"PYTHONHASHSEED": hashes}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as killed, tempfile.TemporaryDirectory() as whole:
+        test_eq(attempt(killed, 2, "1").returncode, 9)
+        resumed, once = attempt(killed, -1, "2"), attempt(whole, -1, "3")
+        assert resumed.returncode == 0, resumed.stderr[-500:]
+        test_eq(resumed.stdout, once.stdout)
+
+
 # nbs/agdm/05_training.ipynb #508a0eb2
 def test_the_checkpoint_of_another_run_is_refused():
     net, loss = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), lambda net, x, y, g: F.cross_entropy(net(x), y)

@@ -68,6 +68,32 @@ def test_the_random_set_pays_for_its_draws():
     assert 0 < report.backwards["APGD, cross entropy"] <= 20 * 4 * 5 and 0 < report.robust_accuracy < 1
 
 
+# nbs/attacks/02_autoattack.ipynb #495d810e
+def test_more_looks_do_not_make_a_random_model_robust():
+    import torch
+    net, x, y = digits_example()
+    x, y = x[:100], y[:100]
+    noisy = lambda z: net(z + 0.3 * torch.randn_like(z))
+    def report(repeats):
+        torch.manual_seed(0)
+        return auto_attack(noisy, x, y, 0.1, version="rand", repeats=repeats, steps=20, draws=5)
+    once, often = report(1), report(16)
+    test_eq({int((~share.isnan()).sum()) for share in often.failure.values()}, {100})
+    alone = min(1 - share.mean().item() for name, share in often.failure.items())
+    assert often.robust_accuracy < once.robust_accuracy + 0.05
+    assert often.robust_accuracy < alone + 0.03
+
+
+# nbs/attacks/02_autoattack.ipynb #13636b89
+def test_a_random_model_under_the_standard_attacks_is_named():
+    import pytest, torch
+    net, x, y = digits_example()
+    noisy = lambda z: net(z + 0.3 * torch.randn_like(z))
+    with pytest.warns(UserWarning, match="the model is random"):
+        report = auto_attack(noisy, x[:10], y[:10], 0.1, steps=2, queries=5, repeats=4)
+    test_eq(report.table["images met"].tolist(), [10] * len(report.table))
+
+
 # nbs/attacks/02_autoattack.ipynb #d1de80d8
 def test_compositions_that_mean_nothing_are_refused():
     net, x, y = digits_example()

@@ -105,6 +105,39 @@ def test_every_result_is_inside_and_repeats_with_its_seed():
             assert torch.equal(a.images, b.images) and torch.equal(net(a.images).argmax(1) != y, a.success)
 
 
+# nbs/attacks/00_gradient.ipynb #09ed6c81
+def test_a_random_model_is_recognised_and_walked_to_the_end():
+    import torch
+    net, x, y = digits_example()
+    noisy = lambda z: net(z + 0.3 * torch.randn_like(z))
+    assert is_random(noisy, x) and not is_random(net, x)
+    torch.manual_seed(0)
+    def left(**way):
+        images = pgd(noisy, x, y, 0.1, **way).images
+        return torch.stack([noisy(images).argmax(1) == y for _ in range(50)]).float().mean().item()
+    default, explicit, lucky = left(), left(draws=10, stop=False, keep="last"), left(draws=1, stop=True, keep="best")
+    assert abs(default - explicit) < 0.03
+    assert lucky > default + 0.2, "an attack that leaves at the first misreading flatters"
+
+
+# nbs/attacks/00_gradient.ipynb #b0c6515c
+def test_train_mode_is_set_aside_and_given_back():
+    import copy, torch, warnings
+    net, x, y = digits_example()
+    victim = torch.nn.Sequential(copy.deepcopy(net), torch.nn.BatchNorm1d(10), torch.nn.Dropout(0.5))
+    with torch.no_grad(): victim.train()(x)
+    still = copy.deepcopy(victim).eval()
+    victim[0].eval()
+    before, modes = copy.deepcopy(victim.state_dict()), [m.training for m in victim.modules()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = pgd(victim, x[:20], y[:20], 0.03, steps=5)
+    assert any("train mode" in str(w.message) for w in caught)
+    assert all(torch.equal(before[k], v) for k, v in victim.state_dict().items())
+    test_eq([m.training for m in victim.modules()], modes)
+    assert torch.equal(found.images, pgd(still, x[:20], y[:20], 0.03, steps=5).images)
+
+
 # nbs/attacks/00_gradient.ipynb #4ced646a
 def test_with_a_loss_and_start_of_ones_own_a_step_is_the_update_rule():
     import torch

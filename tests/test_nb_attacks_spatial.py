@@ -90,5 +90,16 @@ def test_one_look_each_way_per_step_and_one_at_the_end():
     test_eq((found.forwards, found.backwards), (4 * 6, 4 * 5))
     test_fail(lambda: stadv(net, x.flatten(1), y), contains="(n, channels, height, width)")
     test_fail(lambda: stadv(net, x, y, bound=0), contains="bound is 0")
-    test_fail(lambda: stadv(net, x, y, tau=-1), contains="tau -1")
+    test_fail(lambda: stadv(net, x, y, tau=-1), contains="tau is -1")
     test_fail(lambda: stadv(net, x, y, steps=0), contains="steps is 0")
+
+
+# nbs/attacks/04_spatial.ipynb #80852738
+def test_a_flow_that_is_no_number_is_refused():
+    import torch
+    net, x, y = digits_example()
+    for bad in (dict(bound=float("nan")), dict(bound=float("inf")), dict(tau=float("inf")), dict(tau=float("nan")), dict(rate=float("nan"))):
+        test_fail(lambda: stadv(net, x[:2], y[:2], steps=2, **bad), exc=ValueError, contains="it must be finite")
+    infinite = lambda z: net(z) * torch.tensor([float("inf")] + [1.0] * 9)
+    test_fail(lambda: stadv(infinite, x[:2], y[:2], steps=3), exc=(ArithmeticError, ValueError))
+    test_fail(lambda: warp(x[:1], torch.full((1, 2, 8, 8), float("nan"))), exc=ValueError, contains="NaN or infinite")

@@ -11,6 +11,14 @@ import papersuite.tlora.tuner as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
+# nbs/tlora/01_tuner.ipynb #cfb33df5
+def test_a_peft_that_could_not_save_is_refused_at_the_start():
+    import pytest
+    check_peft("0.21.0")
+    for old in ("0.18.0", "0.19.1", "0.20.0"):
+        with pytest.raises(ImportError, match="install peft 0.21 or newer"): check_peft(old)
+
+
 # nbs/tlora/01_tuner.ipynb #df685313
 def test_a_new_adapter_changes_nothing():
     import peft, pytest, torch
@@ -25,6 +33,32 @@ def test_a_new_adapter_changes_nothing():
             assert torch.allclose(model(x), before, atol=2e-6)
             if R <= 1: assert torch.equal(model(x), before)
             assert all("trlora_" in n for n, p in model.named_parameters() if p.requires_grad)
+
+
+# nbs/tlora/01_tuner.ipynb #9848fcb8
+def test_in_half_precision_a_new_adapter_changes_no_bit():
+    import torch
+    from peft import inject_adapter_in_model
+    from torch import nn
+    for kind in (torch.bfloat16, torch.float16):
+        for rank in (1, 2, 3):
+            for side in ("in", "out"):
+                torch.manual_seed(rank)
+                net, x = nn.Sequential(nn.Linear(48, 64)).to(kind), torch.randn(50, 48).to(kind)
+                before = net(x)
+                inject_adapter_in_model(TransformedLoraConfig(target_modules=["0"], transform_rank=rank, side=side), net)
+                assert torch.equal(net(x), before), (kind, rank, side)
+
+
+# nbs/tlora/01_tuner.ipynb #9067691e
+def test_under_autocast_the_output_keeps_its_precision():
+    import peft, torch
+    from torch import nn
+    for side in ("in", "out"):
+        config = TransformedLoraConfig(target_modules=["0"], side=side)
+        net = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8)), config)
+        with torch.autocast("cpu", torch.bfloat16): y = net(torch.randn(3, 8))
+        assert y.dtype == torch.bfloat16, side
 
 
 # nbs/tlora/01_tuner.ipynb #b3175f47

@@ -760,9 +760,11 @@ def test_a_half_precision_model_gets_a_float32_adapter(R, residual, side, dtype)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @some_shapes
 def test_without_autocast_the_adapter_has_the_precision_of_the_model(R, residual, side, dtype):
+    "All but a ring of R > 1, which is the identity only in the precision it was made in."
     torch.manual_seed(0)
     model = get_peft_model(MLP().to(dtype), config(R, residual, side, init_weights=False), autocast_adapter_dtype=False)
-    assert {p.dtype for p in model.parameters()} == {dtype}
+    for name, p in model.named_parameters():
+        assert p.dtype == (torch.float32 if R > 1 and "trlora_transform" in name else dtype), name
     out = model(batch().to(dtype)); out.float().square().mean().backward()
     assert out.dtype == dtype and torch.isfinite(out).all() and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     model.add_adapter("other", config(R, residual, side), autocast_adapter_dtype=True)
@@ -808,6 +810,41 @@ def test_adapter_names_give_each_sample_of_a_batch_its_own_adapter():
     expected = torch.stack([first[0], second[1], make()(x)[2], first[3]])
     assert torch.allclose(model(x, adapter_names=names), expected, atol=1e-5)
     assert torch.equal(model(x), second)                                 # and only for that call
+
+def two_heads(kind):
+    "Adapters a and b, each with a head of its own; b's head is zero."
+    config = lambda: kind(target_modules=["0"], modules_to_save=["1"])
+    torch.manual_seed(0)
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), config(), "a")
+    model.add_adapter("b", config())
+    model.base_model.model[1].modules_to_save["b"].weight.data.zero_()
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", [TransformedLoraConfig, peft.LoraConfig])
+def test_in_a_mixed_batch_each_sample_has_the_head_of_its_adapter(kind):
+    "As peft does for its own adapters, which are the second case."
+    model, x = two_heads(kind), torch.randn(3, 8)
+    alone = []
+    for name in ("a", "b"):
+        model.set_adapter(name)
+        alone.append(model(x))
+    with model.disable_adapter(): alone.append(model(x))
+    model.set_adapter("a")
+    mixed = model(x, adapter_names=["a", "b", "__base__"])
+    assert torch.allclose(mixed, torch.stack([alone[0][0], alone[1][1], alone[2][2]]), atol=1e-6)
+    assert not torch.allclose(alone[0][1], alone[1][1])
+
+
+def test_disabled_adapters_stay_off_in_a_mixed_batch():
+    config = TransformedLoraConfig(target_modules=["0"], init_weights=False)
+    net, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 8)
+    before = net(x).detach()
+    model = peft.get_peft_model(net, config)
+    assert not torch.allclose(model(x, adapter_names=["default", "default"]), before)
+    model.base_model.disable_adapter_layers()
+    assert torch.equal(model(x, adapter_names=["default", "__base__"]), before)
+
 
 def test_adapter_names_that_cannot_be_meant_are_refused():
     model, x = adapted(2, "ring"), batch(2)

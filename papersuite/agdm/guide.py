@@ -9,7 +9,7 @@ __all__ = ['DISTANCES', 'LABELS', 'kl', 'mse', 'hard_label', 'soft_label', 'conf
            'load_guide']
 
 # %% ../../nbs/agdm/01_guide.ipynb #4c1c6ef7
-import importlib, json
+import json
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -172,13 +172,23 @@ def load_guide(
 
 # %% ../../nbs/agdm/01_guide.ipynb #b46b82db
 def _build(folder) -> nn.Module:
-    "The network that network.json tells of."
+    "The network that network.json tells of; only a class that we know is built, and no module that a file names is imported."
     if not (folder/"network.json").exists():
         raise ValueError(f"the network of the guide in {folder} is no model of diffusers; build it yourself and give it as `network`")
-    about = json.loads((folder/"network.json").read_text())
-    kind = getattr(importlib.import_module(about["module"]), about["class"])
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)): raise ValueError(f"{about['class']} in {folder} is no model of diffusers")
+    about = json.loads((folder/"network.json").read_text(encoding="utf-8"))
+    kind = _known_network(about.get("module"), about.get("class"))
+    if kind is None:
+        raise ValueError(f"{about.get('class')} of {about.get('module')} in {folder} is no network that we know; build it yourself and give it as `network`")
     return kind(**about["config"])
+
+def _known_network(module, name):
+    "A network of this package or a model of diffusers, by its name; None for any other."
+    import diffusers
+    from papersuite.agdm import networks
+    for package in (networks, diffusers):
+        kind = getattr(package, name, None) if isinstance(name, str) and name.isidentifier() else None
+        if isinstance(kind, type) and issubclass(kind, ModelMixin) and kind.__module__ == module: return kind
+    return None
 
 # %% ../../nbs/agdm/01_guide.ipynb #3022b8a3
 @patch(cls_method=True)

@@ -100,8 +100,10 @@ def save(self: Run):
 def identity(self: Run) -> dict:
     "What may not change when a run goes on."
     pictures = self.data.pixels.contiguous().cpu()
+    config = dict(getattr(self.bare, "config", {}))
+    said = {k: v for k, v in config.items() if not k.startswith("_")} # diffusers' own notes come in the order of a set
     return self.settings | {
-        "network": str(sorted(dict(getattr(self.bare, "config", {})).items())), "parameters": sum(p.numel() for p in self.bare.parameters()),
+        "network": str(sorted(said.items())), "parameters": sum(p.numel() for p in self.bare.parameters()),
         "pictures": [*pictures.shape, zlib.crc32(pictures.numpy())], "processes": self.accelerator.num_processes}
 
 # %% ../../nbs/agdm/05_training.ipynb #89b57663

@@ -11,7 +11,7 @@ __all__ = ['checkpoints', 'Climb', 'apgd', 'likeliest_wrong', 'apgd_targeted']
 import math
 import torch
 from collections.abc import Callable
-from .gradient import Adversary, Counted, check_attack, dice, find_loss, look, project, random_start, steepest
+from .gradient import Adversary, Counted, check_attack, dice, find_loss, in_evaluation_mode, look, project, random_start, steepest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -96,6 +96,7 @@ def _run(model, climb, loss, steps, draws, stop):
     return images, wrong
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #98d6de0a
+@in_evaluation_mode
 def apgd(
     model: Callable,    # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,          # (n, ...) images in [0, 1]
@@ -135,6 +136,7 @@ def likeliest_wrong(
     return logits.scatter(1, y[:, None], -torch.inf).topk(min(k, logits.shape[1] - 1), 1).indices
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #c67063dc
+@in_evaluation_mode
 def apgd_targeted(
     model: Callable, # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,       # (n, ...) images in [0, 1]

@@ -9,13 +9,14 @@ __all__ = ['WorstCase', 'failure_share', 'worst_case', 'attack_set', 'auto_attac
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #3a9f2a79
 import torch
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fastcore.basics import patch
 from functools import partial
 from .auto_pgd import apgd, apgd_targeted
 from .boundary import fab
-from .gradient import Adversary, Counted, check_attack
+from .gradient import Adversary, Counted, check_attack, in_evaluation_mode, is_random
 from .search import square
 from torch import Tensor
 
@@ -45,17 +46,19 @@ def failure_share(
     with torch.no_grad(): return torch.stack([(Counted(model)(x).argmax(1) != y).float() for _ in range(repeats)]).mean(0)
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #40c0e515
+@in_evaluation_mode
 def worst_case(
     model: Callable, # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,       # (n, ...) images in [0, 1]
     y: Tensor,       # (n,) labels
     attacks: dict[str, Callable], # name -> (model, x, y) -> `Adversary`
-    every: bool = True, # each attack on each image? False: only on those still standing
+    every: bool = True, # each attack on each image? False: only on those still standing, unless the model is random
     repeats: int = 1,   # looks by which images are judged; more than one for random models
 ) -> WorstCase:
     "Per attack and image, how often the model is wrong; per image, the worst. `TypeError` or `ValueError` before the model is called."
     check_attack(x, y, repeats=repeats)
     if not attacks or "clean" in attacks: raise ValueError("attacks must hold at least one attack, and none named 'clean'")
+    every = every or is_random(model, x)
     report = WorstCase({"clean": failure_share(model, x, y, repeats)}, x.clone(), None, {}, {})
     worst = report.failure["clean"].clone()
     for name, attack in attacks.items(): _meet(report, worst, model, x, y, name, attack, every, repeats)
@@ -99,7 +102,7 @@ def attack_set(
     "The attacks of AutoAttack, arXiv 2003.01690 section 4; `ValueError` for an unknown version."
     few = classes < 4
     if version == "rand":
-        kind = dict(eps=eps, norm=norm, steps=steps, draws=draws, seed=seed)
+        kind = dict(eps=eps, norm=norm, steps=steps, draws=draws, seed=seed, stop=False) # the first misreading may be luck
         return {"APGD, cross entropy": partial(apgd, **kind), "APGD, " + ("margin" if few else "DLR"): partial(apgd, loss="margin" if few else "dlr", **kind)}
     if version != "standard": raise ValueError(f"version is {version!r}; it must be 'standard' or 'rand'")
     kind = dict(eps=eps, norm=norm, steps=steps)
@@ -108,6 +111,7 @@ def attack_set(
         "FAB": partial(fab, **kind), "Square": partial(square, eps=eps, norm=norm, queries=queries, seed=seed)}
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #bada1ff6
+@in_evaluation_mode
 def auto_attack(
     model: Callable, # (n, c, h, w) images in [0, 1] -> (n, classes) logits
     x: Tensor,       # (n, c, h, w) images in [0, 1]
@@ -118,8 +122,11 @@ def auto_attack(
     repeats: int = 1,          # looks by which images are judged
     **size,          # steps, queries, draws, seed of `attack_set`
 ) -> WorstCase:
-    "AutoAttack: the attacks of `attack_set` in turn, each on the images still standing. `TypeError` or `ValueError` for bad input."
+    "AutoAttack: the attacks of `attack_set` in turn, each on the images still standing (random models: on all). `TypeError` or `ValueError` for bad input."
     check_attack(x, y, eps, norm, repeats=repeats, **{k: v for k, v in size.items() if k != "seed"})
     attack_set(eps, norm, version)
     with torch.no_grad(): classes = Counted(model)(x[:1]).shape[1]
-    return worst_case(model, x, y, attack_set(eps, norm, version, classes=classes, **size), every=False, repeats=repeats)
+    if version == "standard" and is_random(model, x):
+        warnings.warn("the model is random: two looks differ; use version='rand', whose attacks average their gradients")
+    attacks = attack_set(eps, norm, version, classes=classes, **size)
+    return worst_case(model, x, y, attacks, every=version == "rand", repeats=repeats)

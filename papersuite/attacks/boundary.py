@@ -11,7 +11,7 @@ __all__ = ['onto_plane', 'nearest_mistake', 'fab']
 import torch
 from collections.abc import Callable
 from .auto_pgd import likeliest_wrong
-from .gradient import Adversary, Counted, check_attack, distance, look
+from .gradient import Adversary, Counted, check_attack, distance, look, in_evaluation_mode
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,6 +91,7 @@ def nearest_mistake(
     return Adversary(images, nearest.isfinite(), counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/01a_boundary.ipynb #f0429e4c
+@in_evaluation_mode
 def fab(
     model: Callable,    # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,          # (n, ...) images in [0, 1]

@@ -6,14 +6,17 @@ Docs: https://papersuite.github.io/papersuite/attacks/gradient.html.md"""
 
 # %% auto #0
 __all__ = ['NORMS', 'LOSSES', 'Counted', 'check_attack', 'project', 'distance', 'steepest', 'cross_entropy', 'margin', 'dlr',
-           'targeted_dlr', 'find_loss', 'look', 'dice', 'random_start', 'Adversary', 'pgd', 'digits_example']
+           'targeted_dlr', 'find_loss', 'look', 'dice', 'random_start', 'Adversary', 'evaluation_mode',
+           'in_evaluation_mode', 'is_random', 'pgd', 'digits_example']
 
 # %% ../../nbs/attacks/00_gradient.ipynb #cac35ce7
 import torch
 import torch.nn.functional as F
+import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -202,6 +205,35 @@ class Adversary:
     forwards: int   # images shown to the model
     backwards: int  # gradients taken
 
+# %% ../../nbs/attacks/00_gradient.ipynb #f8608e3b
+@contextmanager
+def evaluation_mode(model):
+    "While the context lasts, no module of `model` is in train mode; a warning if one was."
+    modules = [m for m in model.modules() if m.training] if isinstance(model, torch.nn.Module) else []
+    if any(not list(m.children()) for m in modules): # a container's own mode changes nothing
+        warnings.warn("the model is in train mode; it is attacked in evaluation mode, and gets its own mode back afterwards")
+    for m in modules: m.training = False
+    try: yield
+    finally:
+        for m in modules: m.training = True
+
+def in_evaluation_mode(attack: Callable) -> Callable:
+    "An attack that sets the train mode of its first argument aside."
+    @wraps(attack)
+    def run(model, *args, **kwargs):
+        with evaluation_mode(model): return attack(model, *args, **kwargs)
+    return run
+
+# %% ../../nbs/attacks/00_gradient.ipynb #f6da7606
+def is_random(
+    model: Callable,
+    x: Tensor, # (n, ...) images; the first eight are looked at
+) -> bool:
+    "Do two looks at the same images differ?"
+    with torch.no_grad():
+        first, second = (Counted(model)(x[:8]) for _ in range(2))
+    return not torch.equal(first, second)
+
 # %% ../../nbs/attacks/00_gradient.ipynb #dd0de990
 def _walk(model, x, y, z, loss, eps, norm, step, steps, draws, stop, keep, target, best):
     "One walk from z; `best` = [images, loss, wrong] is updated in place."
@@ -217,6 +249,7 @@ def _walk(model, x, y, z, loss, eps, norm, step, steps, draws, stop, keep, targe
         if i < steps: z[alive] = project(z[alive] + step * steepest(slope, norm), x[alive], eps, norm)
 
 # %% ../../nbs/attacks/00_gradient.ipynb #b331497f
+@in_evaluation_mode
 def pgd(
     model: Callable,      # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,            # (n, ...) images in [0, 1]
@@ -228,14 +261,17 @@ def pgd(
     step: float | None = None, # step length; None: 2.5 eps / steps
     start: str | Tensor = "ball", # "ball" (random), "image", or points (n, ...) of your own
     restarts: int = 1,
-    draws: int = 1,       # gradients averaged per step, for random models
-    stop: bool = True,    # leave an image when it is misread? False: go on to the highest loss
+    draws: int | None = None,  # gradients averaged per step; None: 1, and 10 for a random model
+    stop: bool | None = None,  # leave an image when it is misread? None: yes, unless the model is random
     target: Tensor | None = None, # (n,) classes, for a targeted loss
     seed: int | torch.Generator = 0,
-    keep: str = "best",   # the iterate of highest loss; "last": where the walk ends, for random models
+    keep: str | None = None,   # "best": the iterate of highest loss; "last": where the walk ends; None: "last" for a random model
 ) -> Adversary:
     "Projected gradient descent, arXiv 1706.06083. `TypeError` or `ValueError` for bad input before the model is called."
-    check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=draws); _check_start(start, x, stop, keep)
+    check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=1 if draws is None else draws)
+    find_loss(loss, target)
+    _check_start(start, x, stop, keep)
+    draws, stop, keep = _way(model, x, draws, stop, keep)
     counted, rng, loss = Counted(model), dice(seed, x.device), find_loss(loss, target)
     best = [x.clone(), torch.full((len(x),), -torch.inf, device=x.device, dtype=x.dtype), torch.zeros_like(y, dtype=torch.bool)]
     for _ in range(restarts):
@@ -243,9 +279,18 @@ def pgd(
         _walk(counted, x, y, z.clone(), loss, eps, norm, 2.5 * eps / steps if step is None else step, steps, draws, stop, keep, target, best)
     return Adversary(best[0].detach(), best[2], counted.forwards, counted.backwards)
 
+# %% ../../nbs/attacks/00_gradient.ipynb #a7354e11
+def _way(model, x, draws, stop, keep) -> tuple:
+    "Draws, stop and keep, where the caller left them open."
+    random = None in (draws, stop, keep) and is_random(model, x)
+    if draws is None: draws = 10 if random else 1
+    if stop is None: stop = not random and keep != "last"
+    if keep is None: keep = "last" if random and not stop else "best"
+    return draws, stop, keep
+
 # %% ../../nbs/attacks/00_gradient.ipynb #d8a08964
 def _check_start(start, x, stop, keep):
-    if keep not in ("best", "last"): raise ValueError(f"keep is {keep!r}; it must be 'best' or 'last'")
+    if keep not in ("best", "last", None): raise ValueError(f"keep is {keep!r}; it must be 'best' or 'last'")
     if keep == "last" and stop: raise ValueError("keep='last' wants the end of the walk, but stop=True leaves before; give stop=False")
     if isinstance(start, Tensor):
         if start.shape != x.shape: raise ValueError(f"start has shape {tuple(start.shape)}; it must be that of the images, {tuple(x.shape)}")

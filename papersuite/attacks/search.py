@@ -10,7 +10,7 @@ __all__ = ['square_share', 'square']
 # %% ../../nbs/attacks/01b_search.ipynb #b00b3a2f
 import torch
 from collections.abc import Callable
-from .gradient import Adversary, Counted, check_attack, dice, distance, margin, project
+from .gradient import Adversary, Counted, check_attack, dice, distance, in_evaluation_mode, margin, project
 from torch import Tensor
 from tqdm import tqdm
 
@@ -84,6 +84,7 @@ def _start_l2(x, eps, rng):
     return project(x + eps * delta / distance(delta, "l2").clamp_min(1e-12), x, eps, "l2")
 
 # %% ../../nbs/attacks/01b_search.ipynb #c0720e68
+@in_evaluation_mode
 def square(
     model: Callable,    # (n, c, h, w) images in [0, 1] -> (n, classes) logits
     x: Tensor,          # (n, c, h, w) images in [0, 1], 3 × 3 or larger

@@ -8,10 +8,11 @@ Docs: https://papersuite.github.io/papersuite/attacks/spatial.html.md"""
 __all__ = ['warp', 'flow_variation', 'stadv']
 
 # %% ../../nbs/attacks/04_spatial.ipynb #5c2c038c
+import math
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable
-from .gradient import Adversary, Counted, check_attack, margin
+from .gradient import Adversary, Counted, check_attack, in_evaluation_mode, margin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ def warp(
     "Images read along a flow, arXiv 1801.02612 eq. 1; `ValueError` for a flow of another shape."
     n, _, h, w = x.shape
     if flow.shape != (n, 2, h, w): raise ValueError(f"flow has shape {tuple(flow.shape)}; images of shape {tuple(x.shape)} need {(n, 2, h, w)}")
+    if not flow.isfinite().all(): raise ValueError("the flow holds NaN or infinite moves; every entry must be a number of pixels")
     rows, columns = torch.meshgrid(*(torch.arange(k, device=x.device, dtype=x.dtype) for k in (h, w)), indexing="ij")
     place = torch.stack([(columns + flow[:, 0]) / (w - 1), (rows + flow[:, 1]) / (h - 1)], -1)
     return F.grid_sample(x, 2 * place - 1, mode="bilinear", padding_mode="border", align_corners=True)
@@ -53,6 +55,7 @@ def _kept(found, counted, z, y, kappa):
     return margin(logits, y).clamp_max(kappa)
 
 # %% ../../nbs/attacks/04_spatial.ipynb #deae47d4
+@in_evaluation_mode
 @torch.enable_grad()
 def stadv(
     model: Callable, # (n, c, h, w) images in [0, 1] -> (n, classes) logits
@@ -72,6 +75,8 @@ def stadv(
         flow = bound * theta.tanh()
         gain = _kept(found, counted, warp(x, flow).clamp(0, 1), y, kappa) - tau * flow_variation(flow)
         theta.grad, = torch.autograd.grad(-gain.sum(), theta)
+        if not theta.grad.isfinite().all():
+            raise ArithmeticError("the gradient by the flow is NaN or infinite; the model's logits or their slope are not finite")
         optimiser.step()
         if stop and found[1].all(): break
     last = warp(x, bound * theta.detach().tanh()).clamp(0, 1)
@@ -82,4 +87,6 @@ def stadv(
 # %% ../../nbs/attacks/04_spatial.ipynb #aed4a945
 def _check_flow(x, bound, tau, rate):
     if x.ndim != 4 or min(x.shape[-2:]) < 3: raise ValueError(f"images have shape {tuple(x.shape)}; a flow needs (n, channels, height, width), 3 × 3 or larger")
-    if bound <= 0 or tau < 0 or rate <= 0: raise ValueError(f"bound is {bound}, tau {tau} and rate {rate}; bound and rate must be above 0, tau 0 or more")
+    for name, value, least in (("bound", bound, "above 0"), ("tau", tau, "0 or more"), ("rate", rate, "above 0")):
+        if not (0 < value if least == "above 0" else 0 <= value) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be finite and {least}")
