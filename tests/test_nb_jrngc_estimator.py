@@ -13,37 +13,6 @@ import papersuite.jrngc.estimator as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
-# nbs/jrngc/01_estimator.ipynb #cf5d4e5a
-def test_a_fit_that_diverges_leaves_nothing_behind():
-    x = sparse_var(3, 100).x
-    for bad in (dict(learning_rate=1e6), dict(learning_rate=1e6, lam="cv"), dict(standardize=False, penalty="l1")):
-        model = JRNGC(lag=2, hidden=16, layers=1, n_iter=50).fit(x)
-        with np.errstate(all="ignore"):
-            try: model.set_params(**bad).fit(x if "standardize" not in bad else 1e30 * x)
-            except ArithmeticError as error: assert "learning_rate=" in str(error)
-            else: raise AssertionError(f"{bad} passed")
-        test_eq([name for name in vars(model) if name.endswith("_")], [])
-
-
-# nbs/jrngc/01_estimator.ipynb #93e3e1c3
-def test_a_new_fit_forgets_the_old_one():
-    quick = dict(lag=2, layers=0, lam=0.01, n_iter=100, learning_rate=5e-3)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 3))
-    x[1:, 0] += 0.8 * x[:-1, 2]
-    model = JRNGC(**quick).fit(x)
-    model.significance(x)
-    fresh = JRNGC(**quick).fit(x[:, ::-1])
-    test_eq(set(vars(model.fit(x[:, ::-1]))), set(vars(fresh)))
-    test_eq(set(model.to_networkx(0.3).edges), {("0", "2")})
-    model = JRNGC(**quick | dict(lam="cv", n_iter=20)).fit(pd.DataFrame(x, columns=list("abc")))
-    test_eq(set(vars(model.set_params(lam=0.01).fit(x[:, :2]))), set(vars(fresh)))
-    with tempfile.TemporaryDirectory() as folder:
-        model.set_params(lag=7, hidden=9)                 # meant for the next fit, not for this one
-        loaded = load_jrngc(model.save(os.path.join(folder, "model.safetensors")))
-    test_eq(loaded.predict(x[:, :2]), model.set_params(lag=2).predict(x[:, :2]))
-
-
 # nbs/jrngc/01_estimator.ipynb #cbc1480a
 def test_forecasts_choose_a_useful_penalty():
     scores = []
@@ -65,6 +34,41 @@ def test_only_what_has_a_past_can_be_forecast():
     a, b = JRNGC(**quick).fit(waves), JRNGC(**quick).fit(1000 * waves + 50)
     test_close(b.predict(1000 * waves + 50), 1000 * a.predict(waves) + 50, eps=1.0)
     test_close(a.full_time_, b.full_time_, eps=1e-3)
+
+
+# nbs/jrngc/01_estimator.ipynb #d18812eb
+def test_independent_series_have_no_edges():
+    quick = dict(lag=2, layers=0, lam=0.01, n_iter=200, learning_rate=5e-3)
+    rng = np.random.default_rng(0)
+    walk = np.stack([np.convolve(rng.normal(size=400), 0.8**np.arange(20), "valid") for _ in range(6)], 1)
+    assert JRNGC(**quick).fit(walk).significance(walk).sum() <= 1
+    walk[1:, 0] += 0.7 * walk[:-1, 3]
+    edges = (model := JRNGC(**quick).fit(walk)).significance(walk)
+    assert edges[0, 3] and edges.sum() <= 3 and model.p_values_[0, 3] < 0.01
+
+
+# nbs/jrngc/01_estimator.ipynb #3aca7462
+def test_the_graph_points_from_cause_to_effect():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 3))
+    x[2:, 0] += 2 * x[:-2, 2]
+    table = pd.DataFrame(x, columns=["effect", "bystander", "cause"])
+    graph = JRNGC(lag=3, penalty="l1", lam=0.02, layers=0, n_iter=300, learning_rate=5e-3).fit(table).to_networkx(0.3)
+    test_eq(list(graph.edges), [("cause", "effect")])
+    test_eq(graph.edges["cause", "effect"]["lag"], 2)
+
+
+# nbs/jrngc/01_estimator.ipynb #42a2e080
+def test_a_saved_model_predicts_to_the_last_bit():
+    x = lorenz96(6, 120).x
+    settings = dict(lag=2, hidden=16, layers=1, n_iter=20, n_restarts=2, random_state=3)
+    a, b = (JRNGC(**settings).fit([x[:70], x[70:]]) for _ in range(2))
+    test_eq(a.full_time_, b.full_time_)
+    a.significance([x[:70], x[70:]], 2)
+    with tempfile.TemporaryDirectory() as folder:
+        c = load_jrngc(a.save(os.path.join(folder, "model.safetensors")))
+    test_eq(c.predict(x), a.predict(x)); test_eq(c.edges_, a.edges_); test_eq(c.get_params(), a.get_params())
+    assert not np.array_equal(a.full_time_, JRNGC(**settings | {"random_state": 4}).fit([x[:70], x[70:]]).full_time_)
 
 
 # nbs/jrngc/01_estimator.ipynb #14b09ec0
@@ -137,39 +141,35 @@ def test_names_are_compared_wherever_series_come_in():
     test_fail(lambda: quick.predict(table.set_axis([30, 20, 10], axis=1)), contains="same order")
 
 
-# nbs/jrngc/01_estimator.ipynb #d18812eb
-def test_independent_series_have_no_edges():
-    quick = dict(lag=2, layers=0, lam=0.01, n_iter=200, learning_rate=5e-3)
+# nbs/jrngc/01_estimator.ipynb #cf5d4e5a
+def test_a_fit_that_diverges_leaves_nothing_behind():
+    x = sparse_var(3, 100).x
+    for bad in (dict(learning_rate=1e6), dict(learning_rate=1e6, lam="cv"), dict(standardize=False, penalty="l1")):
+        model = JRNGC(lag=2, hidden=16, layers=1, n_iter=50).fit(x)
+        with np.errstate(all="ignore"):
+            try: model.set_params(**bad).fit(x if "standardize" not in bad else 1e30 * x)
+            except ArithmeticError as error: assert "learning_rate=" in str(error)
+            else: raise AssertionError(f"{bad} passed")
+        test_eq([name for name in vars(model) if name.endswith("_")], [])
+
+
+# nbs/jrngc/01_estimator.ipynb #93e3e1c3
+def test_a_new_fit_forgets_the_old_one():
+    quick = dict(lag=2, layers=0, lam=0.01, n_iter=100, learning_rate=5e-3)
     rng = np.random.default_rng(0)
-    walk = np.stack([np.convolve(rng.normal(size=400), 0.8**np.arange(20), "valid") for _ in range(6)], 1)
-    assert JRNGC(**quick).fit(walk).significance(walk).sum() <= 1
-    walk[1:, 0] += 0.7 * walk[:-1, 3]
-    edges = (model := JRNGC(**quick).fit(walk)).significance(walk)
-    assert edges[0, 3] and edges.sum() <= 3 and model.p_values_[0, 3] < 0.01
-
-
-# nbs/jrngc/01_estimator.ipynb #3aca7462
-def test_the_graph_points_from_cause_to_effect():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(500, 3))
-    x[2:, 0] += 2 * x[:-2, 2]
-    table = pd.DataFrame(x, columns=["effect", "bystander", "cause"])
-    graph = JRNGC(lag=3, penalty="l1", lam=0.02, layers=0, n_iter=300, learning_rate=5e-3).fit(table).to_networkx(0.3)
-    test_eq(list(graph.edges), [("cause", "effect")])
-    test_eq(graph.edges["cause", "effect"]["lag"], 2)
-
-
-# nbs/jrngc/01_estimator.ipynb #42a2e080
-def test_a_saved_model_predicts_to_the_last_bit():
-    x = lorenz96(6, 120).x
-    settings = dict(lag=2, hidden=16, layers=1, n_iter=20, n_restarts=2, random_state=3)
-    a, b = (JRNGC(**settings).fit([x[:70], x[70:]]) for _ in range(2))
-    test_eq(a.full_time_, b.full_time_)
-    a.significance([x[:70], x[70:]], 2)
+    x = rng.normal(size=(200, 3))
+    x[1:, 0] += 0.8 * x[:-1, 2]
+    model = JRNGC(**quick).fit(x)
+    model.significance(x)
+    fresh = JRNGC(**quick).fit(x[:, ::-1])
+    test_eq(set(vars(model.fit(x[:, ::-1]))), set(vars(fresh)))
+    test_eq(set(model.to_networkx(0.3).edges), {("0", "2")})
+    model = JRNGC(**quick | dict(lam="cv", n_iter=20)).fit(pd.DataFrame(x, columns=list("abc")))
+    test_eq(set(vars(model.set_params(lam=0.01).fit(x[:, :2]))), set(vars(fresh)))
     with tempfile.TemporaryDirectory() as folder:
-        c = load_jrngc(a.save(os.path.join(folder, "model.safetensors")))
-    test_eq(c.predict(x), a.predict(x)); test_eq(c.edges_, a.edges_); test_eq(c.get_params(), a.get_params())
-    assert not np.array_equal(a.full_time_, JRNGC(**settings | {"random_state": 4}).fit([x[:70], x[70:]]).full_time_)
+        model.set_params(lag=7, hidden=9)                 # meant for the next fit, not for this one
+        loaded = load_jrngc(model.save(os.path.join(folder, "model.safetensors")))
+    test_eq(loaded.predict(x[:, :2]), model.set_params(lag=2).predict(x[:, :2]))
 
 
 # nbs/jrngc/01_estimator.ipynb #851e5249

@@ -380,7 +380,7 @@ def _shift_apart(x: np.ndarray, rng) -> np.ndarray:
 def significance(self: JRNGC,
     X,                       # what the model was fitted to
     n_surrogates: int = 20,  # fits; below 1 / alpha a single edge cannot be declared
-    alpha: float = 0.05,     # level of that method; in linked systems the share of false edges is larger, see the page's table
+    alpha: float = 0.05,     # level of that method; in linked systems the share of false edges can be far larger, see the page's table
     method: str = "bh",      # "bh" or "by", of `scipy.stats.false_discovery_control`
 ) -> np.ndarray:             # (p, p) bool, [effect, cause]
     "Edges off the diagonal that beat time-shifted surrogates, in which nothing is linked; sets `p_values_` and `edges_`. `ValueError` for bad settings."
