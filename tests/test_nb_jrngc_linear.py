@@ -25,6 +25,44 @@ def test_f_and_t_statistics_are_those_of_statsmodels_var():
     assert np.allclose(var_t_values(x, 2), t, rtol=1e-6)
 
 
+# nbs/jrngc/04_linear.ipynb #158abdc7
+def test_the_f_statistic_of_a_pair_is_that_of_statsmodels():
+    import numpy as np, pytest
+    from papersuite.jrngc.data import sparse_var
+    from papersuite.jrngc.linear import pairwise_f_test
+    tsa, api = pytest.importorskip("statsmodels.tsa.stattools"), pytest.importorskip("statsmodels.api")
+    x = sparse_var(4, 200, random_state=1).x
+    F = pairwise_f_test(x, 3)
+    for effect, cause in ((0, 1), (1, 0), (2, 3), (3, 1)):
+        theirs = tsa.grangercausalitytests(x[:, [effect, cause]], [3])[3][0]["ssr_ftest"][0]
+        assert np.isclose(F[effect, cause, 0], theirs, rtol=1e-8)
+    past = np.stack([x[2:-1, 0], x[1:-2, 0], x[:-3, 0]], 1)
+    assert np.isclose(F[0, 0, 0], api.OLS(x[3:, 0], api.add_constant(past)).fit().fvalue, rtol=1e-8)
+    twins = pairwise_f_test(np.column_stack([x, x[:, 0]]), 3)
+    assert twins[0, 4, 0] == twins[4, 0, 0] == 0 and np.allclose(twins[:4, :4], F)
+
+
+# nbs/jrngc/04_linear.ipynb #edbb95e2
+def test_trajectories_of_a_pair_share_one_regression():
+    import numpy as np
+    from papersuite.jrngc.linear import pairwise_f_test
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, 3)).cumsum(0) for n in (9, 21, 14)]
+    own, other, y = (np.concatenate(a) for a in zip(*[(np.stack([s[1:-1, 0], s[:-2, 0]], 1), np.stack([s[1:-1, 2], s[:-2, 2]], 1), s[2:, 0]) for s in x]))
+    designs = [np.column_stack([np.ones(len(y)), own]), np.column_stack([np.ones(len(y)), own, other])]
+    small, full = (np.linalg.lstsq(d, y)[1][0] for d in designs)
+    assert np.isclose(pairwise_f_test(x, 2)[0, 2, 0], (small - full) / 2 / (full / (len(y) - 5)))
+
+
+# nbs/jrngc/04_linear.ipynb #62d17f52
+def test_a_correlation_has_no_direction():
+    import numpy as np
+    from papersuite.jrngc.linear import absolute_correlation
+    x = np.random.default_rng(0).normal(size=(50, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
+    scores = absolute_correlation([x[:20], x[20:]])[..., 0]
+    assert np.allclose(scores, np.abs(np.corrcoef(x.T))) and np.array_equal(scores, scores.T)
+
+
 # nbs/jrngc/04_linear.ipynb #636e36c0
 def test_every_method_finds_a_single_link_with_its_direction_and_lag():
     import numpy as np, pytest
@@ -33,7 +71,7 @@ def test_every_method_finds_a_single_link_with_its_direction_and_lag():
     noise = np.random.default_rng(0).uniform(-1, 1, (400, 3))
     x = noise.copy()
     x[2:, 0] += 0.8 * x[:-2, 2]
-    for method in (linear.var_f_test, linear.var_t_values, linear.ridge_var, linear.lasso_var, linear.var_lingam, linear.pcmci_plus):
+    for method in (linear.var_f_test, linear.pairwise_f_test, linear.var_t_values, linear.ridge_var, linear.lasso_var, linear.var_lingam, linear.pcmci_plus):
         scores = method(x, 3)
         assert scores.shape[:2] == (3, 3) and (scores >= 0).all()
         found = np.unravel_index(np.where(np.eye(3, dtype=bool)[..., None], 0, scores).argmax(), scores.shape)
@@ -46,6 +84,7 @@ def test_bad_input_to_a_linear_method_is_refused_in_a_sentence():
     from papersuite.jrngc import linear
     x = np.random.default_rng(0).normal(size=(40, 5))
     with pytest.raises(ValueError, match="constant"): linear.ridge_var(np.column_stack([x, np.ones(40)]), 2)
+    with pytest.raises(ValueError, match="too few for 21 coefficients"): linear.pairwise_f_test(x[:30], 10)
     with pytest.raises(ValueError, match="NaN"): linear.lasso_var(np.where(x > 2, np.nan, x), 2)
     pytest.importorskip("statsmodels")
     with pytest.raises(ValueError, match="too few for 51 coefficients"): linear.var_f_test(x, 10)
