@@ -4,7 +4,7 @@ import pytest
 import time
 import matplotlib.pyplot as plt
 import torch
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import ExceptionExpected, test_close, test_eq, test_fail
 from papersuite.core.figures import method_styles, use_style
 from papersuite.tensor.network import cp, fctn, tensor_ring, tensor_star, tensor_train, tensor_wheel, tucker
 import papersuite.tensor.als as _module
@@ -61,6 +61,32 @@ def test_no_sweep_makes_the_fit_worse():
         test_eq(bool((np.diff(errors) < 1e-10).all()), True)
 
 
+# nbs/tensor/01_als.ipynb #51c1a509
+def test_the_reported_error_is_the_true_one_in_any_unit_and_precision():
+    rng, net = np.random.default_rng(0), tensor_ring((10, 10, 10), 3)
+    x = net.to_tensor(net.random(1)) + 0.05 * rng.normal(size=net.shape)
+    for offset, unit, dtype in ((1000, 1, "f4"), (0, 1e-26, "f4"), (0, 1e19, "f4"), (1e6, 1, "f8"), (0, 1e-200, "f8")):
+        data = ((x + offset) * unit).astype(dtype)
+        als = TensorNetworkALS(net, 30, random_state=0).fit(data)
+        exact = [w.astype(float) for w in als.weights_]
+        truth = np.linalg.norm((data.astype(float) - net.to_tensor(exact)) / unit) / np.linalg.norm(data.astype(float) / unit)
+        test_close(als.errors_[-1] / truth, 1.0, eps=0.01)
+        test_eq(als.weights_[0].dtype, data.dtype)
+
+
+# nbs/tensor/01_als.ipynb #1e701d69
+def test_a_fit_in_tiny_units_is_the_fit_in_ordinary_ones():
+    x, net, seen = np.random.default_rng(0).normal(size=(5, 6, 7)), tensor_ring((5, 6, 7), 2), []
+    start = net.random(0)
+    one = TensorNetworkALS(net, 8, init=start, tol=0).fit(x)
+    unit = 2.0 ** -400
+    watch = lambda w, e: seen.append(net.to_tensor(w))
+    small = TensorNetworkALS(net, 8, init=[w * unit ** (1 / 3) for w in start], tol=0, callback=watch).fit(x * unit)
+    test_close(small.errors_, one.errors_, eps=1e-9)
+    test_close(net.to_tensor(small.weights_) / unit, net.to_tensor(one.weights_), eps=1e-8)
+    test_close(seen[-1] / unit, net.to_tensor(one.weights_), eps=1e-8)
+
+
 # nbs/tensor/01_als.ipynb #c3e30c62
 def test_cp_agrees_with_tensorly():
     from tensorly.decomposition import parafac
@@ -93,6 +119,18 @@ def test_bad_input_is_one_clear_sentence():
     test_fail(lambda: fit(torch.ones(3, 4)), exc=TypeError, contains="tensorly computes with numpy")
     with tl.backend_context("pytorch"): test_fail(lambda: fit(np.ones((3, 4))), exc=TypeError, contains="tensorly computes with pytorch")
     test_fail(lambda: TensorNetworkALS(cp((3, 4), 2), n_iter_max=0), contains="n_iter_max")
+
+
+# nbs/tensor/01_als.ipynb #11e32b2e
+def test_what_is_no_array_of_real_numbers_is_told_so():
+    fit = TensorNetworkALS(cp((3, 4), 2)).fit
+    with ExceptionExpected(TypeError, "imaginary"): fit(np.ones((3, 4), dtype=complex))
+    try: fit(np.ones((3, 4), dtype=complex))
+    except TypeError as error: assert "astype" not in str(error), error
+    test_fail(lambda: fit(np.full((3, 4), "a")), exc=TypeError, contains="text, dates")
+    test_fail(lambda: fit(np.full((3, 4), np.datetime64("2020-01-01"))), exc=TypeError, contains="text, dates")
+    masked = np.ma.array(np.ones((3, 4)), mask=np.eye(3, 4))
+    test_fail(lambda: fit(masked), exc=TypeError, contains="masked array")
 
 
 # nbs/tensor/01_als.ipynb #f99562c3

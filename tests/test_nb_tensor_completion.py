@@ -59,6 +59,32 @@ def test_completion_scales_with_the_data_and_ignores_what_was_not_seen():
         test_eq(fit(np.where(mask, x, np.nan)), first)
 
 
+# nbs/tensor/03_completion.ipynb #6f09ebe8
+def test_masked_entries_are_missing_entries():
+    net, x = tensor_ring((6, 7, 8), 2), np.random.default_rng(0).uniform(size=(6, 7, 8))
+    mask, fit = random_mask(x.shape, 0.5, 0), TensorNetworkCompletion(net, "masked", n_iter_max=10, random_state=0).fit_transform
+    hidden = np.ma.array(np.where(mask, x, -9999.0), mask=~mask)
+    test_eq(fit(hidden), fit(x, mask))
+    half = mask & random_mask(x.shape, 0.5, 1)
+    test_eq(fit(hidden, random_mask(x.shape, 0.5, 1)), fit(x, half))
+    assert not np.ma.isMaskedArray(fit(hidden))
+    test_fail(lambda: fit(x, np.ma.array(mask, mask=mask)), exc=TypeError, contains="plain booleans")
+
+
+# nbs/tensor/03_completion.ipynb #e02a03ce
+def test_a_constant_added_to_the_data_is_added_to_the_completion():
+    net, x = tensor_ring((6, 7, 8), 2), np.random.default_rng(0).uniform(size=(6, 7, 8))
+    mask, seen = random_mask(x.shape, 0.5, 0), []
+    for method in ("pam", "masked"):
+        watch = lambda y, change: seen.append(y)
+        model = TensorNetworkCompletion(net, method, n_iter_max=10, center=True, random_state=0, callback=watch)
+        first = model.fit_transform(x, mask)
+        test_close(model.mean_, x[mask].mean(), eps=1e-12)
+        test_close(model.fit_transform(x + 300, mask), first + 300, eps=1e-6)
+        test_close(seen[-1], first + 300, eps=1e-6)
+        test_close(net.to_tensor(model.weights_)[~mask] + model.mean_, first[~mask] + 300, eps=0.2 if method == "pam" else 1e-6)
+
+
 # nbs/tensor/03_completion.ipynb #6c54637d
 def test_numpy_and_torch_complete_alike():
     net = tensor_star((6, 7, 8), 2, 2, 2); x = np.random.default_rng(0).uniform(size=net.shape); mask = random_mask(x.shape, 0.5, 0)

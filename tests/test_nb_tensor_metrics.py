@@ -25,6 +25,12 @@ def test_shapes_that_differ_are_refused():
     test_fail(lambda: ssim(np.ones((5, 5, 2)), np.ones((5, 5, 2))), contains="7 × 7")
 
 
+# nbs/tensor/02_metrics.ipynb #102922ea
+def test_a_masked_array_is_not_compared():
+    masked = np.ma.array([1.0, -9999.0], mask=[False, True])
+    test_fail(lambda: relative_error(masked, np.ones(2)), exc=TypeError, contains="masked array")
+
+
 # nbs/tensor/02_metrics.ipynb #8d63b53a
 def test_a_mask_holds_exactly_its_rate_and_favours_no_entry():
     counts = sum(random_mask((5, 6), 0.2, s).astype(int) for s in range(2000))

@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorly as tl
 import torch
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_close, test_eq, test_fail
 from papersuite.core.figures import use_style
 from papersuite.tensor.metrics import psnr, random_mask, relative_error
 from papersuite.tensor_star.star import capped, random_star
@@ -18,7 +18,11 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 # nbs/tensor_star/02_completion.ipynb #2a719f2d
 def test_a_low_rank_star_is_recovered_from_half_its_entries():
     truth = random_star((12, 12, 12), 2, 1).to_tensor(); mask = random_mask(truth.shape, 0.5, 0)
-    errors = [relative_error(truth, TensorStarCompletion((3, 3, 2), "masked", n_iter_max=200, random_state=s).fit_transform(truth, mask)) for s in range(3)]
+    def fit(seed):
+        "The completed tensor from one start."
+        model = TensorStarCompletion((3, 3, 2), "masked", n_iter_max=200, center=False, random_state=seed)
+        return model.fit_transform(truth, mask)
+    errors = [relative_error(truth, fit(s)) for s in range(3)]
     assert min(errors) < 1e-2, errors
 
 
@@ -29,6 +33,26 @@ def test_the_completed_tensor_keeps_what_was_seen():
         completed = TensorStarCompletion((2, 3, 2), n_iter_max=30, random_state=0, **options).fit_transform(np.where(mask, x, np.nan))
         test_eq(completed[mask], x[mask])
         assert np.isfinite(completed).all()
+
+
+# nbs/tensor_star/02_completion.ipynb #458851aa
+def test_the_completion_does_not_depend_on_where_zero_is():
+    x, mask = random_star((12, 11, 10), 2, 0).to_tensor(), random_mask((12, 11, 10), 0.6, 0)
+    for method in ("pam", "masked"):
+        model = TensorStarCompletion((3, 3, 2), method, n_iter_max=20, random_state=0)
+        near = model.fit_transform(x, mask)
+        for offset in (20, 300, 1e4):
+            test_close(model.fit_transform(x + offset, mask) - offset, near, eps=1e-4)
+            test_close(model.mean_ - offset, x[mask].mean(), eps=1e-8)
+    said = model.decomposition_.to_tensor() + model.mean_
+    test_close(said[~mask], model.fit_transform(x + 1e4, mask)[~mask], eps=1e-6)
+
+
+# nbs/tensor_star/02_completion.ipynb #f7a3258a
+def test_masked_entries_are_gaps_to_be_filled():
+    x, mask = random_star((6, 7, 8), 2, 0).to_tensor(), random_mask((6, 7, 8), 0.6, 0)
+    fit = lambda *data: TensorStarCompletion(2, "masked", n_iter_max=20, random_state=0).fit_transform(*data)
+    test_eq(fit(np.ma.array(np.where(mask, x, -9999.0), mask=~mask)), fit(x, mask))
 
 
 # nbs/tensor_star/02_completion.ipynb #11ac05ca
@@ -46,6 +70,7 @@ def test_what_cannot_be_completed_is_refused_in_one_sentence():
     test_fail(lambda: fit(x, np.ones((4, 5), bool)), contains="mask has shape")
     test_fail(lambda: fit(x[0], np.ones((5, 6), bool)), contains="needs 3")
     test_fail(lambda: fit(x.astype(int)), exc=TypeError, contains="floating point")
+    test_fail(lambda: fit(x.astype(complex)), exc=TypeError, contains="imaginary")
     test_fail(lambda: TensorStarCompletion(0).fit_transform(x), contains="1 or more")
     test_fail(lambda: TensorStarCompletion((2, [2, 2], 2)).fit_transform(x), contains="needs 3")
     test_fail(lambda: fit(np.full(x.shape, np.nan)), contains="observes nothing")

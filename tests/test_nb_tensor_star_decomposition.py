@@ -53,6 +53,20 @@ def test_single_precision_and_zeros_are_tensors_too():
     test_eq(TensorStar(2, n_iter_max=5).fit(0 * x).errors_[-1], 0.0)
 
 
+# nbs/tensor_star/01_decomposition.ipynb #ab4de6f9
+def test_single_precision_reports_the_true_error_far_from_zero_and_in_any_unit():
+    rng = np.random.default_rng(0)
+    x = random_star((20, 20, 20), 2, 0).to_tensor()
+    x = x / x.std() + 0.05 * rng.normal(size=x.shape)
+    for offset, unit in ((1000, 1), (0, 1e-26), (0, 1e19)):
+        data = ((x + offset) * unit).astype("f4")
+        model = TensorStar(3, random_state=0).fit(data)
+        star = TensorStarTensor(*([w.astype(float) for w in part] for part in (model.decomposition_.factors, model.decomposition_.cores)))
+        left = data.astype(float) - star.to_tensor()
+        test_close(model.errors_[-1] / relative_error(data.astype(float) / unit, star.to_tensor() / unit), 1.0, eps=0.01)
+        assert np.std(left / unit) < 0.1, (offset, unit, np.std(left / unit))  # noise alone: 0.05
+
+
 # nbs/tensor_star/01_decomposition.ipynb #860c6886
 def test_numpy_and_torch_give_the_same_star():
     x = np.random.default_rng(0).uniform(size=(6, 7, 8))
@@ -86,7 +100,8 @@ def test_what_cannot_be_decomposed_is_refused_in_one_sentence():
     good = np.random.default_rng(0).normal(size=(4, 5, 6))
     for x, exc, words in ((np.where(good > 1, np.nan, good), ValueError, "NaN"), (good[0], ValueError, "needs 3"), (good[:0], ValueError, "empty"),
                           (good.astype(int), TypeError, "floating point"), (torch.tensor(good), TypeError, "computes with numpy"),
-                          (good.astype(complex), TypeError, "complex")):
+                          (good.astype(complex), TypeError, "imaginary"), (good.astype("U8"), TypeError, "text, dates"),
+                          (np.ma.array(good, mask=good > 1), TypeError, "masked array")):
         test_fail(lambda: TensorStar(2).fit(x), exc=exc, contains=words)
     test_fail(lambda: TensorStar(0).fit(good), contains="1 or more")
     test_fail(lambda: TensorStar((2, [2, 2], 2)).fit(good), contains="needs 3")

@@ -19,12 +19,14 @@ from .network import TensorNetwork, contract
 def check_masked(x, mask):
     "`x` with zeros where `mask` is False, and the mask, both in the backend of `x`; `TypeError` or `ValueError` for what cannot be completed."
     check_tensor(x, allow_nan=True)
+    if np.ma.isMaskedArray(mask): raise TypeError("mask is a masked array; give plain booleans, True where observed")
+    x, hidden = np.ma.getdata(x) if np.ma.isMaskedArray(x) else x, np.ma.getmask(x)
     if mask is None: mask = x - x == 0
     if not hasattr(mask, "shape"): raise TypeError(f"mask is a {type(mask).__name__}; give an array of booleans, True where observed")
     if tuple(mask.shape) != tuple(x.shape): raise ValueError(f"mask has shape {tuple(mask.shape)}, x has {tuple(x.shape)}; they must be the same")
     mask = np.asarray(tl.to_numpy(mask)) if not isinstance(mask, np.ndarray) else mask
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all(): raise TypeError(f"mask has dtype {mask.dtype}; give booleans, True where observed")
-    mask = mask.astype(bool)
+    mask = mask.astype(bool) & ~hidden
     if not mask.any(): raise ValueError("mask observes nothing; at least one entry must be True")
     values = np.where(mask, tl.to_numpy(x), 0.0)
     if not np.isfinite(values).all(): raise ValueError("x holds NaN or infinite values at observed entries; mark them as missing in the mask")
@@ -98,11 +100,21 @@ class TensorNetworkCompletion:
         random_state=None,
         callback=None,           # called as callback(completed, relative_change); returning True stops
         verbose: bool = False,
+        center: bool = False,    # take the mean of the observed entries out first, and put it back at the end
     ):
         if method not in ("pam", "masked"): raise ValueError(f"method is {method!r}; it must be pam or masked")
         if not rho > 0 or n_iter_max < 1 or not tol >= 0: raise ValueError(f"rho is {rho}, n_iter_max {n_iter_max}, tol {tol}; need rho > 0, n_iter_max ≥ 1, tol ≥ 0")
         self.net, self.method, self.rho, self.n_iter_max, self.tol = net, method, rho, n_iter_max, tol
         self.growth, self.init, self.random_state, self.callback, self.verbose = growth, init, random_state, callback, verbose
+        self.center = center
+
+# %% ../../nbs/tensor/03_completion.ipynb #39248efd
+def _centred(data, observed, center: bool) -> tuple:
+    "`data` less the mean of the observed entries (zeros elsewhere), and that mean; taken in double precision."
+    if not center: return data, 0.0
+    values = np.asarray(tl.to_numpy(data), dtype=float)
+    mean = float(values[observed].mean())
+    return tl.tensor(np.where(observed, values - mean, 0.0), **tl.context(data)), mean
 
 # %% ../../nbs/tensor/03_completion.ipynb #c892ac99
 def _interpolated(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -117,9 +129,12 @@ def _beside(mask: np.ndarray, x):
 # %% ../../nbs/tensor/03_completion.ipynb #19ce9e6c
 @patch
 def fit_transform(self: TensorNetworkCompletion, x, mask=None):
-    "The completed tensor, observed entries kept; sets `weights_`, `changes_` (relative change per iteration). `mask=None`: NaN entries are missing."
+    """The completed tensor, observed entries kept. `mask=None`: NaN and masked entries are missing.
+
+    Sets `weights_` (of the centred tensor), `mean_` (0 without `center`) and `changes_` (relative change per iteration)."""
     from tqdm import trange
-    data, observed = check_masked(x, mask)
+    given, observed = check_masked(x, mask)
+    data, self.mean_ = _centred(given, observed, self.center)
     if tuple(x.shape) != self.net.shape: raise ValueError(f"x has shape {tuple(x.shape)}; this {self.net.name} has shape {self.net.shape}")
     scale = float(tl.max(tl.abs(data))) or 1.0
     data, nets, threshold, self.changes_ = data / scale, [*self.growth, self.net], 5e-4, []
@@ -131,11 +146,11 @@ def fit_transform(self: TensorNetworkCompletion, x, mask=None):
         old, (y, weights) = y, step(net, y, weights)
         self.changes_.append(float(tl.norm(y - old) / max(float(tl.norm(old)), 1e-300)))
         bar.set_postfix(change=f"{self.changes_[-1]:.1e}")
-        if self.callback and self.callback(y * scale, self.changes_[-1]): break
+        if self.callback and self.callback(y * scale + self.mean_, self.changes_[-1]): break
         if nets and self.changes_[-1] < threshold: net, threshold = nets.pop(0), threshold / 10; weights = net.padded(weights, random_state=self.random_state)
         elif not nets and self.changes_[-1] < self.tol: break
     self.weights_, self.net_ = [weights[0] * scale, *weights[1:]], net
-    return tl.where(_beside(observed, data), tl.tensor(np.nan_to_num(tl.to_numpy(x)), **tl.context(x)), y * scale)
+    return tl.where(_beside(observed, data), given, y * scale + self.mean_)
 
 # %% ../../nbs/tensor/03_completion.ipynb #54bafa64
 @patch

@@ -14,6 +14,8 @@ import tensorly as tl
 # %% ../../nbs/tensor/02_metrics.ipynb #5e99d567
 def _pair(x, y):
     "Both as NumPy arrays of one shape, else a `ValueError`."
+    for name, a in (("x", x), ("estimate", y)):
+        if np.ma.isMaskedArray(a): raise TypeError(f"{name} is a masked array; compare plain arrays, `a[~mask]` with `b[~mask]`")
     x, y = tl.to_numpy(x), tl.to_numpy(y)
     if x.shape != y.shape: raise ValueError(f"the tensors have shapes {x.shape} and {y.shape}; they must be the same")
     return x, y

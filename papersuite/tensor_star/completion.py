@@ -27,24 +27,30 @@ class TensorStarCompletion:
         random_state=None,
         callback=None,         # called as callback(completed, relative_change); returning True stops
         verbose: bool = False,
+        center: bool = True,   # take the mean of the observed entries out first, and put it back at the end
     ):
         self.rank, self.method, self.rho, self.n_iter_max, self.tol = rank, method, rho, n_iter_max, tol
         self.grow, self.random_state, self.callback, self.verbose = grow, random_state, callback, verbose
+        self.center = center
 
 # %% ../../nbs/tensor_star/02_completion.ipynb #71910717
 @patch
 def fit_transform(self: TensorStarCompletion,
     x,         # order ≥ 3, floating point; anything (NaN too) where not observed
-    mask=None, # boolean, True = observed; None: NaN entries are missing
+    mask=None, # boolean, True = observed; None: NaN and masked entries are missing
 ):             # the completed tensor, observed entries kept
-    "Complete `x`; sets `decomposition_` (a `TensorStarTensor`), `rank_` and `changes_`. Raises `ValueError`/`TypeError` for bad input."
+    """Complete `x`; `ValueError`/`TypeError` for bad input.
+
+    Sets `mean_` (of the observed entries; 0 with `center=False`), `decomposition_` (the `TensorStarTensor` of the tensor
+    less that mean, so that the model says `decomposition_.to_tensor() + mean_`), `rank_` and `changes_`."""
     check_tensor(x, min_order=3, allow_nan=True)
     rank = star_ranks(self.rank, len(x.shape))
     *growth, net = [network.tensor_star(x.shape, *r) for r in (self._ladder(rank) if self.grow else [rank])]
-    model = TensorNetworkCompletion(net, self.method, self.rho, self.n_iter_max, self.tol, tuple(growth), None, self.random_state, self.callback, self.verbose)
+    options = dict(random_state=self.random_state, callback=self.callback, verbose=self.verbose, center=self.center)
+    model = TensorNetworkCompletion(net, self.method, self.rho, self.n_iter_max, self.tol, tuple(growth), **options)
     completed = model.fit_transform(x, mask)
     self.decomposition_, self.changes_ = TensorStarTensor(model.weights_[::2], model.weights_[1::2]), model.changes_
-    self.rank_ = self.decomposition_.rank
+    self.rank_, self.mean_ = self.decomposition_.rank, model.mean_
     return completed
 
 # %% ../../nbs/tensor_star/02_completion.ipynb #0f0fd033

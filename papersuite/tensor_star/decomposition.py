@@ -9,10 +9,11 @@ __all__ = ['initial_star', 'TensorStar', 'tensor_star']
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #0866a21b
 import math
+from copy import copy
 import tensorly as tl
 from fastcore.basics import patch
 from ..tensor import network
-from ..tensor.als import TensorNetworkALS, check_tensor, default_prox
+from ..tensor.als import TensorNetworkALS, check_tensor, default_prox, safe_unit
 from .star import TensorStarTensor, capped, star_from_ring, star_ranks
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #1e60dcf5
@@ -77,6 +78,7 @@ class TensorStar:
 def fit(self: TensorStar, x):
     "Fit to `x` (order ≥ 3, real floating point); sets `decomposition_`, `errors_` (relative error per sweep), `rank_`. Raises `ValueError`/`TypeError`."
     check_tensor(x, min_order=3)
+    if (unit := safe_unit(x)) != 1: return self._fit_in_units(x, unit)
     rng = tl.check_random_state(self.random_state)
     if self.rel_error is not None: runs = [self._grow(x, rng) for _ in range(self.n_restarts)]
     else:
@@ -84,6 +86,22 @@ def fit(self: TensorStar, x):
         runs = [self._als(x, self._start(x, rank, rng)) for _ in range(self.n_restarts)]
     self.decomposition_, self.errors_ = min(runs, key=lambda run: run[1][-1])
     self.rank_ = self.decomposition_.rank
+    return self
+
+# %% ../../nbs/tensor_star/01_decomposition.ipynb #35892f00
+def _times(star: TensorStarTensor, factor: float) -> TensorStarTensor:
+    "`factor` times the tensor, shared evenly by all nodes."
+    share = factor ** (1 / (2 * len(star.factors)))
+    return TensorStarTensor([f * share for f in star.factors], [c * share for c in star.cores])
+
+@patch
+def _fit_in_units(self: TensorStar, x, unit: float):
+    "`fit` to `x / unit`, with every star that goes in or comes out in the units of `x`."
+    inner = copy(self)
+    if isinstance(self.init, TensorStarTensor): inner.init = _times(self.init, 1 / unit)
+    if self.callback: inner.callback = lambda star, error: self.callback(_times(star, unit), error)
+    inner.fit(x / unit)
+    self.decomposition_, self.errors_, self.rank_ = _times(inner.decomposition_, unit), inner.errors_, inner.rank_
     return self
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #62a5d950
@@ -133,15 +151,17 @@ def _grow(self: TensorStar, x, rng) -> tuple:
         errors += trace
         if errors[-1] <= self.rel_error or len(errors) >= 10 * self.n_iter_max: break
         if not (ways := [w for w in _growths(star) if star.network.resized(w).n_param < math.prod(x.shape)]): break
-        weights = max((self._gain(x, star, way, errors[-1]**2 * total, rng) for way in ways), key=lambda g: g[0])[1]
+        trials = [self._gain(x, star, way, errors[-1]**2 * total, total, rng) for way in ways]
+        weights = max(trials, key=lambda g: g[0])[1]
     if errors[-1] > self.rel_error:
         raise ValueError(f"rel_error {self.rel_error} was not reached; the best star of {star.n_param} numbers has {errors[-1]:.3g}")
     return star, errors
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #8a58a0d3
 @patch
-def _gain(self: TensorStar, x, star, way, squared, rng) -> tuple:
+def _gain(self: TensorStar, x, star, way, squared, total, rng) -> tuple:
     "Gain per stored number (1) of one way to grow, and the nodes after its trial sweep."
     net = star.network.resized(way)
     weights, after = net.sweep(x, net.padded(star.weights, 0.1, rng), default_prox(x))
-    return (squared - float(after)) / (net.n_param - star.n_param), weights
+    after = net.squared_error(x, weights, float(after), total)
+    return (squared - after) / (net.n_param - star.n_param), weights
