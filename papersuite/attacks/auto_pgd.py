@@ -102,8 +102,7 @@ def apgd(
     x: Tensor,          # (n, ...) images in [0, 1]
     y: Tensor,          # (n,) labels
     eps: float,         # radius of the ball
-    norm: str = "linf", # or "l2"
-    loss: str | Callable = "cross entropy", # "dlr" for APGD-DLR
+    norm: str = "linf", loss: str | Callable = "cross entropy", # or "l2"; "dlr" for APGD-DLR
     steps: int = 100,
     restarts: int = 1,
     draws: int = 1,     # gradients averaged per step, for random models

@@ -269,10 +269,9 @@ def pgd(
 ) -> Adversary:
     "Projected gradient descent, arXiv 1706.06083. `TypeError` or `ValueError` for bad input before the model is called."
     check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=1 if draws is None else draws)
-    find_loss(loss, target)
-    _check_start(start, x, stop, keep)
-    draws, stop, keep = _way(model, x, draws, stop, keep)
-    counted, rng, loss = Counted(model), dice(seed, x.device), find_loss(loss, target)
+    loss = find_loss(loss, target)
+    draws, stop, keep = _way(model, start, x, draws, stop, keep)
+    counted, rng = Counted(model), dice(seed, x.device)
     best = [x.clone(), torch.full((len(x),), -torch.inf, device=x.device, dtype=x.dtype), torch.zeros_like(y, dtype=torch.bool)]
     for _ in range(restarts):
         z = random_start(x, eps, norm, rng) if isinstance(start, str) and start == "ball" else project(x if isinstance(start, str) else start, x, eps, norm)
@@ -280,8 +279,9 @@ def pgd(
     return Adversary(best[0].detach(), best[2], counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/00_gradient.ipynb #a7354e11
-def _way(model, x, draws, stop, keep) -> tuple:
-    "Draws, stop and keep, where the caller left them open."
+def _way(model, start, x, draws, stop, keep) -> tuple:
+    "Draws, stop and keep, where the caller left them open; what cannot be meant is refused."
+    _check_start(start, x, stop, keep)
     random = None in (draws, stop, keep) and is_random(model, x)
     if draws is None: draws = 10 if random else 1
     if stop is None: stop = not random and keep != "last"

@@ -62,8 +62,7 @@ def stadv(
     x: Tensor,       # (n, c, h, w) images in [0, 1], 3 × 3 or larger
     y: Tensor,       # (n,) labels
     bound: float = 1.0, # r: largest move in pixels, each way
-    tau: float = 0.05,  # weight of the variation
-    steps: int = 100, rate: float = 0.1, # of Adam
+    tau: float = 0.05, steps: int = 100, rate: float = 0.1, # weight of the variation; steps and rate of Adam
     kappa: float = 0.0, # margin beyond which nothing is gained
     stop: bool = True,  # keep the first misread warp? False: go on and keep the last
 ) -> Adversary:      # an image that is never misread comes back as its last warp
@@ -75,8 +74,7 @@ def stadv(
         flow = bound * theta.tanh()
         gain = _kept(found, counted, warp(x, flow).clamp(0, 1), y, kappa) - tau * flow_variation(flow)
         theta.grad, = torch.autograd.grad(-gain.sum(), theta)
-        if not theta.grad.isfinite().all():
-            raise ArithmeticError("the gradient by the flow is NaN or infinite; the model's logits or their slope are not finite")
+        if not theta.grad.isfinite().all(): raise ArithmeticError("the gradient by the flow is NaN or infinite, as is the model's slope")
         optimiser.step()
         if stop and found[1].all(): break
     last = warp(x, bound * theta.detach().tanh()).clamp(0, 1)
