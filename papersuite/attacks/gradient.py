@@ -254,11 +254,8 @@ def pgd(
     model: Callable,      # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,            # (n, ...) images in [0, 1]
     y: Tensor,            # (n,) labels
-    eps: float,           # radius of the ball
-    norm: str = "linf",   # or "l2"
-    loss: str | Callable = "cross entropy",
-    steps: int = 40,
-    step: float | None = None, # step length; None: 2.5 eps / steps
+    eps: float, norm: str = "linf", loss: str | Callable = "cross entropy", # radius of the ball; or "l2"; or a function
+    steps: int = 40, step: float | None = None, # number and length; None: 2.5 eps / steps
     start: str | Tensor = "ball", # "ball" (random), "image", or points (n, ...) of your own
     restarts: int = 1,
     draws: int | None = None,  # gradients averaged per step; None: 1, and 10 for a random model

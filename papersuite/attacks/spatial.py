@@ -61,10 +61,9 @@ def stadv(
     model: Callable, # (n, c, h, w) images in [0, 1] -> (n, classes) logits
     x: Tensor,       # (n, c, h, w) images in [0, 1], 3 × 3 or larger
     y: Tensor,       # (n,) labels
-    bound: float = 1.0, # r: largest move in pixels, each way
-    tau: float = 0.05, steps: int = 100, rate: float = 0.1, # weight of the variation; steps and rate of Adam
-    kappa: float = 0.0, # margin beyond which nothing is gained
-    stop: bool = True,  # keep the first misread warp? False: go on and keep the last
+    bound: float = 1.0, tau: float = 0.05, # largest move in pixels, each way; weight of the variation
+    steps: int = 100, rate: float = 0.1, # of Adam
+    kappa: float = 0.0, stop: bool = True, # margin that is enough; keep the first misread warp? False: keep the last
 ) -> Adversary:      # an image that is never misread comes back as its last warp
     "Spatially transformed images, arXiv 1801.02612 eq. 2-4. `TypeError` or `ValueError` for bad input before the model is called."
     check_attack(x, y, steps=steps); _check_flow(x, bound, tau, rate)
