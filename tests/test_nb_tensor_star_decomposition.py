@@ -59,11 +59,11 @@ def test_single_precision_reports_the_true_error_far_from_zero_and_in_any_unit()
     x = random_star((20, 20, 20), 2, 0).to_tensor()
     x = x / x.std() + 0.05 * rng.normal(size=x.shape)
     for offset, unit in ((1000, 1), (0, 1e-26), (0, 1e19)):
-        data = ((x + offset) * unit).astype("f4")
-        model = TensorStar(3, random_state=0).fit(data)
+        given = ((x + offset) * unit).astype("f4")
+        model = TensorStar(3, random_state=0).fit(given)
         star = TensorStarTensor(*([w.astype(float) for w in part] for part in (model.decomposition_.factors, model.decomposition_.cores)))
-        left = data.astype(float) - star.to_tensor()
-        test_close(model.errors_[-1] / relative_error(data.astype(float) / unit, star.to_tensor() / unit), 1.0, eps=0.01)
+        left = given.astype(float) - star.to_tensor()
+        test_close(model.errors_[-1] / relative_error(given.astype(float) / unit, star.to_tensor() / unit), 1.0, eps=0.01)
         assert np.std(left / unit) < 0.1, (offset, unit, np.std(left / unit))  # noise alone: 0.05
 
 

@@ -38,28 +38,6 @@ class Experiment:
         self.claims = [c for c in self.claims if c.key != claim.key] + [claim]
         return claim
 
-# %% ../../nbs/core/02a_experiment.ipynb #d92737ef
-@patch
-def record(self: Experiment) -> dict:
-    "The record so far, as the schema wants it."
-    claims = with_q_values([c.to_dict(self.paper) for c in self.claims])
-    circumstances = {
-        "machine": machine_info(), "versions": library_versions(), "git_revision": git_revision(),
-        "wall_time_s": round(time.perf_counter() - self.start, 2),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    measured = {"paper": self.paper, "scale": self.scale, "seeds": self.seeds, "claims": claims, "figures": self.figures}
-    return {"schema_version": SCHEMA_VERSION} | measured | circumstances
-
-@patch
-def finish(self: Experiment):
-    "Write the record atomically and return the table of claims (a pandas `DataFrame`)."
-    import jsonschema
-    record = self.record()
-    jsonschema.validate(record, RECORD_SCHEMA)
-    self._show(verdicts_text(record["claims"]), update=True)
-    write_atomic(self.folder/"record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    return claims_table([record])
-
 # %% ../../nbs/core/02a_experiment.ipynb #5070e6bf
 def verdicts_text(
     claims: list[dict], # as in a record
@@ -87,6 +65,28 @@ def announce(self: Experiment):
     "The place where `finish` writes which claims hold, do not hold, are undecided or were not tested."
     self.announced = True
     self._show("*The verdicts appear here when the last cell has run.*", update=False)
+
+# %% ../../nbs/core/02a_experiment.ipynb #d92737ef
+@patch
+def record(self: Experiment) -> dict:
+    "The record so far, as the schema wants it."
+    claims = with_q_values([c.to_dict(self.paper) for c in self.claims])
+    circumstances = {
+        "machine": machine_info(), "versions": library_versions(), "git_revision": git_revision(),
+        "wall_time_s": round(time.perf_counter() - self.start, 2),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    measured = {"paper": self.paper, "scale": self.scale, "seeds": self.seeds, "claims": claims, "figures": self.figures}
+    return {"schema_version": SCHEMA_VERSION} | measured | circumstances
+
+@patch
+def finish(self: Experiment):
+    "Write the record atomically and return the table of claims (a pandas `DataFrame`)."
+    import jsonschema
+    record = self.record()
+    jsonschema.validate(record, RECORD_SCHEMA)
+    self._show(verdicts_text(record["claims"]), update=True)
+    write_atomic(self.folder/"record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return claims_table([record])
 
 # %% ../../nbs/core/02a_experiment.ipynb #e12d5e73
 @patch
