@@ -12,6 +12,19 @@ import papersuite.sbtr.estimator as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
+# nbs/sbtr/05_estimator.ipynb #a011fe28
+def test_running_moments_are_those_of_all_values():
+    rng = np.random.default_rng(0)
+    values, moments = 1e4 + rng.normal(size=1_000), Moments()
+    for part in np.split(values, [1, 2, 40, 41, 700]): moments.add(len(part), part.mean(), part.var(), np.abs(part).max())
+    test_close(moments.mean, values.mean(), eps=1e-9)
+    test_close(moments.spread(True), values.std(), eps=1e-9)
+    for constant, centred, unit in ((14.62, False, 14.62), (0.0, True, 1.0), (14.62, True, np.spacing(8.0) * 14.62 / 8)):
+        same, part = Moments(), np.full(1_000, constant)
+        same.add(1_000, part.mean(), part.var(), constant)
+        test_close(same.spread(centred) / unit, 1.0, eps=1e-9)
+
+
 # nbs/sbtr/05_estimator.ipynb #4a2ef440
 def test_the_quantiles_of_a_mixture_are_those_of_scipy():
     mean, sd = torch.tensor([[0.0], [3.0]]).double(), torch.tensor([[1.0], [0.5]]).double()
