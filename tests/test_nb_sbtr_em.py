@@ -134,8 +134,8 @@ def test_both_m_steps_take_the_mean_to_its_mode():
         silent.cores, silent.mean, silent.noise_precision = [0 * c for c in silent.cores], 0.0, 0.7
         values = (torch.arange(60) < 45).double() + (2.0 if likelihood == "gaussian" else 0.0)
         prior = RingPrior(sd_mean=2.0)
-        em = OnlineEM(silent, 60, likelihood, prior, m_step, learning_rate=0.02, learn_noise=False, learn_multipliers=False)
-        for _ in range(1_500): em.step(index, values)
+        em = OnlineEM(silent, 60, likelihood, prior, m_step, learning_rate=0.05, learn_noise=False, learn_multipliers=False)
+        for _ in range(300): em.step(index, values)
         slope = lambda mu: 0.7 * (values.sum() - 60 * mu) if likelihood == "gaussian" else values.sum() - 60 / (1 + math.exp(-mu))
         mode = optimize.brentq(lambda mu: float(slope(mu)) - mu / 4, -10, 10)
         test_close(em.ring.mean, mode, eps=1e-3)
