@@ -3,12 +3,14 @@
 import pytest
 import matplotlib.pyplot as plt
 import subprocess, sys, tempfile, time
+from itertools import product
 from fastcore.test import test_close, test_eq, test_fail
 from pathlib import Path
 from papersuite.core.figures import use_style
 from papersuite.sbtr.data import ring_problem
-from papersuite.sbtr.gibbs import sample_core, sample_weight
+from papersuite.sbtr.gibbs import sample_core, sample_mean, sample_weight
 from papersuite.sbtr.model import check_observations, log_joint, sample_prior
+from scipy import optimize
 import papersuite.sbtr.em as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
@@ -30,6 +32,27 @@ def test_no_step_towards_the_means_lowers_the_log_joint():
                     ring.cores[d], ring.weights[d] = rolled.cores[0], rolled.weights[0]
                     levels.append(log_joint(ring, index, values, likelihood))
             assert (np.diff(levels) > -1e-9).all(), (likelihood, update)
+
+
+# nbs/sbtr/02_em.ipynb #6d1490bb
+def test_the_step_of_the_mean_ends_where_the_log_joint_is_flat():
+    for likelihood in ("gaussian", "bernoulli"):
+        draw, prior = torch.Generator().manual_seed(0), RingPrior(sd_mean=2.0)
+        ring = sample_prior((3, 4, 5), 2, prior, draw, intercept=True)
+        index = torch.cartesian_prod(*(torch.arange(n) for n in ring.shape))
+        data = Observations(index, torch.bernoulli(torch.full((60,), 0.4).double(), generator=draw), ring.shape, likelihood)
+        def level(shift):
+            moved = ring.copy()
+            moved.mean += shift
+            return log_joint(moved, index, data.values, likelihood, prior)
+        levels = [level(0.0)]
+        for _ in range(60):
+            score, weight = data.working(ring.entries(index), ring.noise_precision, Means())
+            sample_mean(ring, score, weight, prior, Means())
+            levels.append(level(0.0))
+            if likelihood == "gaussian": break  # quadratic: one step is enough
+        assert (np.diff(levels) > -1e-9).all()
+        test_close((level(1e-4) - level(-1e-4)) / 2e-4, 0.0, eps=1e-4)
 
 
 # nbs/sbtr/02_em.ipynb #2741d39f
@@ -103,6 +126,21 @@ def test_a_statistics_step_on_all_data_is_a_ridge_regression():
         test_close(em.ring.cores[0][i].flatten().numpy(), expected, eps=1e-8)
 
 
+# nbs/sbtr/02_em.ipynb #7a5513e9
+def test_both_m_steps_take_the_mean_to_its_mode():
+    index = torch.cartesian_prod(*(torch.arange(n) for n in (3, 4, 5)))
+    for likelihood, m_step in product(("gaussian", "bernoulli"), ("gradient", "statistics")):
+        silent = sample_prior((3, 4, 5), 2, generator=torch.Generator().manual_seed(0), intercept=True)
+        silent.cores, silent.mean, silent.noise_precision = [0 * c for c in silent.cores], 0.0, 0.7
+        values = (torch.arange(60) < 45).double() + (2.0 if likelihood == "gaussian" else 0.0)
+        prior = RingPrior(sd_mean=2.0)
+        em = OnlineEM(silent, 60, likelihood, prior, m_step, learning_rate=0.05, learn_noise=False, learn_multipliers=False)
+        for _ in range(300): em.step(index, values)
+        slope = lambda mu: 0.7 * (values.sum() - 60 * mu) if likelihood == "gaussian" else values.sum() - 60 / (1 + math.exp(-mu))
+        mode = optimize.brentq(lambda mu: float(slope(mu)) - mu / 4, -10, 10)
+        test_close(em.ring.mean, mode, eps=1e-3)
+
+
 # nbs/sbtr/02_em.ipynb #db0cb346
 @pytest.mark.slow
 def test_two_processes_do_what_one_does():
@@ -116,7 +154,9 @@ index = torch.cartesian_prod(torch.arange(4), torch.arange(5), torch.arange(6))
 mine = slice(accelerator.process_index, None, accelerator.num_processes)
 values, results = draw(0).entries(index) + 0.1, []
 for m_step in ("gradient", "statistics"):
-    em = OnlineEM(draw(1), len(index), m_step=m_step, accelerator=accelerator)
+    start = draw(1)
+    start.mean = 0.0
+    em = OnlineEM(start, len(index), m_step=m_step, accelerator=accelerator)
     for _ in range(3): em.step(index[mine], values[mine])
     results.append(em.ring.to_tensor())
 if accelerator.is_main_process: torch.save(results, sys.argv[1])

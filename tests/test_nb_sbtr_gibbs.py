@@ -8,6 +8,7 @@ from papersuite.core.figures import use_style
 from papersuite.kernels.ring_entries import ring_entries
 from papersuite.sbtr.data import ring_problem
 from papersuite.sbtr.model import check_observations, log_joint
+from scipy import stats
 import papersuite.sbtr.gibbs as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
@@ -28,6 +29,44 @@ def test_sub_chains_are_the_derivative_of_the_entries():
             walk.advance(d)
 
 
+# nbs/sbtr/01_gibbs.ipynb #49fb9e1f
+def test_with_a_silent_ring_the_mean_has_its_textbook_posterior():
+    draws, prior = Draws(torch.Generator().manual_seed(0)), RingPrior(sd_mean=2.0)
+    ring = sample_prior((3, 4, 5), 2, prior, draws.generator, intercept=True)
+    ring.weights, ring.noise_precision = [0 * w for w in ring.weights], 0.7
+    index = torch.cartesian_prod(*(torch.arange(n) for n in ring.shape))[:9]
+    data = Observations(index, torch.linspace(-1.0, 4.0, 9).double(), ring.shape)
+    means = []
+    for _ in range(4_000):
+        score, weight = data.working(ring.entries(index), ring.noise_precision, draws)
+        score = sample_mean(ring, score, weight, prior, draws)
+        means.append(ring.mean)
+    test_close(score, ring.noise_precision * (data.values - ring.mean), eps=1e-12)
+    precision = 1 / 2.0**2 + 9 * 0.7
+    center, sd = 0.7 * float(data.values.sum()) / precision, precision**-0.5
+    assert abs(np.mean(means) - center) < 4 * sd / 4_000**0.5
+    assert stats.kstest(means, "norm", (center, sd)).pvalue > 1e-3
+
+
+# nbs/sbtr/01_gibbs.ipynb #7a8a49c4
+def test_with_a_silent_ring_the_binary_mean_has_the_law_of_a_grid():
+    draws, prior = Draws(torch.Generator().manual_seed(0)), RingPrior(sd_mean=2.0)
+    ring = sample_prior((3, 4, 5), 2, prior, draws.generator, intercept=True)
+    ring.weights = [0 * w for w in ring.weights]
+    index = torch.cartesian_prod(*(torch.arange(n) for n in ring.shape))[:12]
+    data, means = Observations(index, (torch.arange(12) < 3).double(), ring.shape, "bernoulli"), []
+    for _ in range(6_000):
+        score, weight = data.working(ring.entries(index), 1.0, draws)
+        sample_mean(ring, score, weight, prior, draws)
+        means.append(ring.mean)
+    grid = np.linspace(-12, 12, 4_001)
+    density = stats.norm.pdf(grid, 0, 2.0) / (1 + np.exp(-grid)) ** 3 / (1 + np.exp(grid)) ** 9
+    density /= density.sum()
+    first = density @ grid
+    assert abs(z_score(means, first)) < 4
+    assert abs(z_score((np.array(means) - first) ** 2, density @ (grid - first) ** 2)) < 4
+
+
 # nbs/sbtr/01_gibbs.ipynb #c6c16a0a
 def test_the_cached_score_is_the_fresh_one():
     for likelihood in ("gaussian", "bernoulli"):
@@ -37,8 +76,10 @@ def test_the_cached_score_is_the_fresh_one():
             index = torch.cartesian_prod(*(torch.arange(n) for n in ring.shape))[::3]
             values = torch.bernoulli(torch.full((len(index),), 0.5, dtype=torch.float64), generator=draws.generator)
             data = Observations(index, values, ring.shape, likelihood)
-            for _ in range(3): x = gibbs_sweep(ring, data, RingPrior(), draws, update)
-            test_close(x, ring.to_tensor()[tuple(index.T)], eps=1e-9)
+            for mean in (None, 0.0):
+                ring.mean = mean
+                for _ in range(3): x = gibbs_sweep(ring, data, RingPrior(), draws, update)
+                test_close(x, ring.to_tensor()[tuple(index.T)], eps=1e-9)
 
 
 # nbs/sbtr/01_gibbs.ipynb #5c033f77
@@ -61,6 +102,14 @@ def test_geweke_s_joint_distribution_test_passes_for_both_likelihoods():
     for likelihood, update in [("gaussian", "scalar"), ("bernoulli", "block")]:
         scores = geweke_scores(likelihood, update, 4_000)
         assert max(map(abs, scores.values())) < 4, (likelihood, update, scores)
+
+
+# nbs/sbtr/01_gibbs.ipynb #66d367db
+@pytest.mark.slow
+def test_geweke_s_test_passes_with_a_mean():
+    for likelihood in ("gaussian", "bernoulli"):
+        scores = geweke_scores(likelihood, n_sweeps=4_000, intercept=True)
+        assert {"μ", "μ²"} < set(scores) and max(map(abs, scores.values())) < 4, (likelihood, scores)
 
 
 # nbs/sbtr/01_gibbs.ipynb #3b108090

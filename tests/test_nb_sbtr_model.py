@@ -21,6 +21,21 @@ def test_entries_equal_the_sum_over_all_bonds():
         test_eq(ring.n_parameters, sum(n * rank[d - 1] * rank[d] for d, n in enumerate(shape)) + 2 * sum(rank) + 1)
 
 
+# nbs/sbtr/00_model.ipynb #0ef7dd2a
+def test_a_mean_is_added_to_every_entry_and_counted_once_in_the_joint():
+    prior, index = RingPrior(sd_mean=3.0), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    ring = sample_prior((4, 5, 6), 2, prior, torch.Generator().manual_seed(1), intercept=True)
+    without = ring.copy()
+    without.mean = None
+    test_close(ring.entries(index), without.entries(index) + ring.mean, eps=1e-12)
+    test_close(ring.to_tensor(), without.to_tensor() + ring.mean, eps=1e-12)
+    test_eq((ring.n_parameters, ring.copy().mean), (without.n_parameters + 1, ring.mean))
+    zeros = torch.zeros(2).double()
+    difference = log_joint(ring, index, zeros, prior=prior) - log_joint(without, index, zeros - ring.mean, prior=prior)
+    test_close(difference, stats.norm.logpdf(ring.mean, 0, 3.0), eps=1e-10)
+    test_eq(sample_prior((4, 5, 6), 2, prior, torch.Generator().manual_seed(1)).cores[0], ring.cores[0])  # drawn last
+
+
 # nbs/sbtr/00_model.ipynb #64afa69a
 def test_rolling_the_ring_transposes_the_tensor():
     ring = sample_prior((4, 5, 6), (2, 3, 4), generator=torch.Generator().manual_seed(2))
@@ -124,6 +139,30 @@ def test_observations_that_cannot_be_meant_are_refused():
     with ExceptionExpected(TypeError): check_observations(good, np.array(["a", "b"]))
 
 
+# nbs/sbtr/00_model.ipynb #f116dd44
+def test_what_is_not_a_real_number_is_refused():
+    good, x = np.array([[0, 0, 0], [1, 2, 3]]), np.ones((2, 3, 4))
+    masked = np.ma.array([1.0, -9999.0], mask=[False, True])
+    test_fail(lambda: check_observations(good, masked), contains="leave those observations out")
+    test_fail(lambda: check_observations(np.ma.array(good, mask=good == 3), np.ones(2)), contains="leave those observations out")
+    test_eq(check_observations(good, np.ma.array([1.0, 2.0]))[1], torch.tensor([1.0, 2.0]))  # nothing is masked
+    for bad, words in ((x + 1j, "imaginary"), (x.astype(str), "text, dates"), (x.astype(int).astype("M8[D]"), "text, dates")):
+        test_fail(lambda: observed_entries(bad), exc=TypeError, contains=words)
+        test_fail(lambda: check_observations(good, bad.ravel()[:2]), exc=TypeError, contains=words)
+    test_fail(lambda: observed_entries(torch.ones(2, 3) + 1j), exc=TypeError, contains="imaginary")
+    for held in ("a", 1j): test_fail(lambda: observed_entries(np.full((2, 2), held, dtype=object)), exc=TypeError, contains="no real number")
+
+
+# nbs/sbtr/00_model.ipynb #8a4aa256
+def test_positions_without_values_are_not_taken_for_a_matrix():
+    for matrix in (np.arange(12).reshape(4, 3), torch.arange(12).reshape(4, 3), [[0, 1], [2, 3]]):
+        test_fail(lambda: observed_entries(matrix), contains="astype(float)")
+    matrix = np.arange(12).reshape(4, 3)
+    test_eq(len(observed_entries(matrix.astype(float))[1]), 12)
+    test_eq(len(observed_entries(matrix, matrix > 3)[1]), 8)               # a mask says that it is dense
+    test_eq(len(observed_entries(matrix.reshape(2, 2, 3))[1]), 12)
+
+
 # nbs/sbtr/00_model.ipynb #a299ae95
 def test_ranks_and_hyper_parameters_are_checked():
     test_eq(check_rank(3, 4), [3, 3, 3, 3])
@@ -147,3 +186,6 @@ def test_nan_and_mask_mean_the_same():
     index, values, shape = observed_entries(np.where(mask, x, np.nan))
     other = observed_entries(x, mask)
     test_eq(shape, (3, 4, 5)); test_eq(index, other[0]); test_eq(values, other[1]); test_eq(values.numpy(), x[mask])
+    third = observed_entries(np.ma.array(np.where(mask, x, -9999.0), mask=~mask))
+    test_eq(third[0], index)
+    test_eq(third[1], values)

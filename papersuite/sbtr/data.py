@@ -76,6 +76,7 @@ def masked_problem(
 ) -> Problem:
     "A real tensor with a random part hidden. `ValueError` for a share outside (0, 1)."
     if not 0 < missing < 1: raise ValueError(f"missing is {missing}; it must lie between 0 and 1")
+    if np.ma.isMaskedArray(x): x = x.astype(float).filled(np.nan)
     known = np.argwhere(~np.isnan(x))
     index = np.random.default_rng(random_state).permutation(known)
     values, n = x[tuple(index.T)], round((1 - missing) * len(index))

@@ -45,19 +45,25 @@ def run_em(
         if len(trace["ranks"]) > 1 and abs(fit - before) < tol * abs(fit): break
     return trace
 
-# %% ../../nbs/sbtr/02_em.ipynb #6d1490bb
+# %% ../../nbs/sbtr/02_em.ipynb #88118f0b
 class RingModule(torch.nn.Module):
-    "A weighted ring with trainable cores and weights."
-    def __init__(self, ring: WeightedRing):
+    "A weighted ring with trainable cores, weights and, if it has one, mean."
+    def __init__(self,
+        ring: WeightedRing,
+        mean_precision: float = 0.01, # of the prior of the mean
+    ):
         super().__init__()
+        self.mean_precision = mean_precision
         self.cores = torch.nn.ParameterList([c.clone() for c in ring.cores])
         self.weights = torch.nn.ParameterList([w.clone() for w in ring.weights])
+        self.mean = None if ring.mean is None else torch.nn.Parameter(ring.cores[0].new_tensor(ring.mean))
 
     def forward(self, index: Tensor, precisions: list) -> tuple:
         "Entries at `index`, and the penalty of (1) before division by N, for weight precisions τ."
         entries = ring_entries([c * w for c, w in zip(self.cores, self.weights)], index)
         penalty = sum(c.square().sum() for c in self.cores) + sum((t * w.square()).sum() for t, w in zip(precisions, self.weights))
-        return entries, penalty / 2
+        if self.mean is None: return entries, penalty / 2
+        return entries + self.mean, (penalty + self.mean_precision * self.mean.square()) / 2
 
 def surrogate(x: Tensor, values: Tensor, noise_precision: float | None) -> Tensor:
     "The terms ℓ of (1); a noise precision of None means binary values, with ω at its expectation."
@@ -95,16 +101,23 @@ class OnlineEM:
         self.n_total, self.likelihood, self.prior, self.m_step, self.accelerator = n_total, likelihood, prior, m_step, accelerator
         self.forgetting, self.delay, self.learn_multipliers, self.learn_noise = forgetting, delay, learn_multipliers, learn_noise
         self.multipliers, self.noise_precision = [m.clone() for m in ring.multipliers], float(ring.noise_precision)
-        self.module, self.n_steps, self.n_seen, self.error, self.statistics = RingModule(ring), 0, 0, None, None
+        self.module, self.n_steps, self.n_seen = RingModule(ring, prior.sd_mean**-2), 0, 0
+        self.error, self.statistics = None, None
         self.optimizer = torch.optim.Adam(self.module.parameters(), learning_rate)
         if accelerator: self.module, self.optimizer = accelerator.prepare(self.module, self.optimizer)
 
 # %% ../../nbs/sbtr/02_em.ipynb #50e1bb92
 @patch(as_prop=True)
+def unwrapped(self: OnlineEM) -> RingModule:
+    "The module itself, out of what accelerate has wrapped around it."
+    return self.accelerator.unwrap_model(self.module) if self.accelerator else self.module
+
+@patch(as_prop=True)
 def ring(self: OnlineEM) -> WeightedRing:
     "The current ring, detached."
-    module = self.accelerator.unwrap_model(self.module) if self.accelerator else self.module
-    return WeightedRing([c.detach() for c in module.cores], [w.detach() for w in module.weights], self.multipliers, self.noise_precision)
+    cores, weights = ([t.detach() for t in part] for part in (self.unwrapped.cores, self.unwrapped.weights))
+    mean = None if self.unwrapped.mean is None else float(self.unwrapped.mean.detach())
+    return WeightedRing(cores, weights, self.multipliers, self.noise_precision, mean)
 
 @patch
 def _mean(self: OnlineEM, value: Tensor) -> Tensor:
@@ -158,6 +171,8 @@ def _statistics_step(self: OnlineEM, index: Tensor, values: Tensor, gamma: float
     omega, kappa = (torch.ones_like(before), values) if gaussian else (polya_gamma_mean(before), values - 0.5)
     scale = self.noise_precision if gaussian else 1.0
     self.statistics = self.statistics or [{} for _ in ring.shape]
+    responses = kappa
+    if ring.mean is not None: kappa = responses - omega * ring.mean
     for d, column in enumerate(index.T):
         sub = walk.sub(d)
         size = ring.cores[d][0].numel()
@@ -170,7 +185,16 @@ def _statistics_step(self: OnlineEM, index: Tensor, values: Tensor, gamma: float
         gram, side = self._running(d, "weight", torch.zeros_like(column), one, design, omega, kappa, gamma, 1)
         ring.weights[d].copy_(_solved(gram, side, scale, self.multipliers[d].cumprod(0))[0])
         walk.advance(d)
+    if ring.mean is not None: self._mean_step(responses - omega * (ring.entries(index) - ring.mean), omega, scale, gamma)
     return before
+
+@patch
+def _mean_step(self: OnlineEM, rest: Tensor, omega: Tensor, scale: float, gamma: float):
+    "Equation (3) for the mean; `rest` (B,) is what the ring leaves of the responses."
+    zeros = torch.zeros_like(rest, dtype=torch.long)
+    gram, side = self._running(0, "mean", zeros, zeros[:1], torch.ones_like(rest)[None], omega, rest, gamma, 1)
+    precision = gram.new_full((1,), self.prior.sd_mean**-2)
+    self.unwrapped.mean.data.fill_(float(_solved(gram, side, scale, precision)))
 
 # %% ../../nbs/sbtr/02_em.ipynb #c8d19464
 def _solved(gram: Tensor, side: Tensor, scale: float, precision: Tensor) -> Tensor:
@@ -200,6 +224,7 @@ def state(self: OnlineEM) -> dict:
     "Every tensor of the run by name (of the parameters and of the optimiser, or the statistics)."
     ring, out = self.ring, {}
     for part in ("cores", "weights", "multipliers"): out |= {f"online/{part}/{d}": t.clone() for d, t in enumerate(getattr(ring, part))}
+    if ring.mean is not None: out["online/mean"] = torch.tensor(ring.mean, dtype=torch.float64)
     for i, moments in self.optimizer.state_dict()["state"].items(): out |= {f"online/adam/{i}/{k}": torch.as_tensor(t) for k, t in moments.items()}
     for d, mode in enumerate(self.statistics or []): out |= {f"online/statistics/{d}/{kind}/{j}": t for kind, pair in mode.items() for j, t in enumerate(pair)}
     return out
@@ -217,6 +242,7 @@ def load(self: OnlineEM, tensors: dict, facts: dict):
     for part, target in (("cores", self.ring.cores), ("weights", self.ring.weights)):
         for d in range(D): target[d].copy_(tensors[f"online/{part}/{d}"])
     self.multipliers = [tensors[f"online/multipliers/{d}"] for d in range(D)]
+    if "online/mean" in tensors: self.unwrapped.mean.data.fill_(float(tensors["online/mean"]))
     for key, t in tensors.items():
         if key.startswith("online/adam/"): moments.setdefault(int(key.split("/")[2]), {})[key.split("/")[3]] = t
         if key.startswith("online/statistics/"): statistics[int(key.split("/")[2])].setdefault(key.split("/")[3], [None, None])[int(key.split("/")[4])] = t

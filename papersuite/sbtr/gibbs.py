@@ -6,9 +6,9 @@ Docs: https://papersuite.github.io/papersuite/sbtr/gibbs.html.md"""
 
 # %% auto #0
 __all__ = ['LARGEST_LOGIT', 'Draws', 'Observations', 'Links', 'Walk', 'gathered', 'sample_weight', 'sample_core',
-           'sample_multipliers', 'sample_noise', 'gibbs_sweep', 'direct_core', 'z_score', 'geweke_scores',
-           'keep_components', 'add_component', 'RankAdaptation', 'initial_ring', 'GibbsChain', 'run_gibbs',
-           'effective_ranks', 'convergence_table']
+           'sample_multipliers', 'sample_noise', 'sample_mean', 'gibbs_sweep', 'direct_core', 'z_score',
+           'geweke_scores', 'keep_components', 'add_component', 'RankAdaptation', 'initial_ring', 'GibbsChain',
+           'run_gibbs', 'effective_ranks', 'convergence_table']
 
 # %% ../../nbs/sbtr/01_gibbs.ipynb #4ebc35c1
 import math, warnings
@@ -178,6 +178,19 @@ def sample_noise(residual: Tensor, prior: RingPrior, draws) -> float:
     "Draw the noise precision given the residuals (n,)."
     return float(draws.gamma([prior.a_noise + len(residual) / 2])[0]) / (prior.b_noise + 0.5 * float(residual.square().sum()))
 
+# %% ../../nbs/sbtr/01_gibbs.ipynb #75066034
+def sample_mean(
+    ring: WeightedRing,           # updated in place: its mean
+    score: Tensor, weight: Tensor, # (n,) each, equation (2)
+    prior: RingPrior, draws,
+) -> Tensor:                      # the new score
+    "Draw the mean from (5)."
+    precision, noise = prior.sd_mean**-2 + weight.sum(), draws.normal(1, like=score)[0]
+    new = (score + weight * ring.mean).sum() / precision + noise / precision.sqrt()
+    score = score - weight * (new - ring.mean)
+    ring.mean = float(new)
+    return score
+
 # %% ../../nbs/sbtr/01_gibbs.ipynb #7b5658a9
 def gibbs_sweep(
     ring: WeightedRing,     # updated in place
@@ -197,6 +210,7 @@ def gibbs_sweep(
         u = sample_weight(ring, d, sub, data, u, w, draws, update)
         score[order] = u
         walk.advance(d)
+    if ring.mean is not None: score = sample_mean(ring, score, weight, prior, draws)
     x = data.fitted(score, weight)
     if data.likelihood == "gaussian": ring.noise_precision = sample_noise(data.values - x, prior, draws)
     return x
@@ -237,18 +251,23 @@ def geweke_scores(
     update: str = "scalar", # of the sweep
     n_sweeps: int = 4_000,
     seed: int = 0,
+    intercept: bool = False, # with a mean
 ) -> dict:                  # quantity -> standard score against its prior mean
     "Geweke's joint-distribution test: sweeps that alternate with fresh data must keep the prior's moments."
-    prior, draws, traces = RingPrior(6.0, 4.0, 4.0), Draws(torch.Generator().manual_seed(seed)), []
-    ring = sample_prior((2, 3, 2), 2, prior, draws.generator)
+    prior, draws, traces = RingPrior(6.0, 4.0, 4.0, sd_mean=1.0), Draws(torch.Generator().manual_seed(seed)), []
+    ring = sample_prior((2, 3, 2), 2, prior, draws.generator, intercept)
     index = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(2))[:8]
     for _ in range(n_sweeps):
         x = ring.entries(index)
         noisy = x + torch.randn(8, generator=draws.generator).double() / ring.noise_precision**0.5
         y = noisy if likelihood == "gaussian" else torch.bernoulli(x.sigmoid(), generator=draws.generator)
         gibbs_sweep(ring, Observations(index, y, ring.shape, likelihood), prior, draws, update)
-        traces.append([float(ring.cores[0].square().mean()), *(ring.weights[1]**2).tolist(), *ring.multipliers[1].tolist(), ring.noise_precision])
+        bond = (ring.weights[1] ** 2).tolist() + ring.multipliers[1].tolist()
+        row = [float(ring.cores[0].square().mean()), *bond]
+        if likelihood == "gaussian": row.append(ring.noise_precision)
+        traces.append(row + ([ring.mean, ring.mean**2] if intercept else []))
     means = {"core²": 1.0, "λ₁²": 1 / 5, "λ₂²": 1 / 25, "δ₁": 6.0, "δ₂": 6.0} | ({"ε": 1.0} if likelihood == "gaussian" else {})
+    means |= {"μ": 0.0, "μ²": 1.0} if intercept else {}
     return {name: z_score(trace, mean) for (name, mean), trace in zip(means.items(), np.transpose(traces))}
 
 # %% ../../nbs/sbtr/01_gibbs.ipynb #435f5303

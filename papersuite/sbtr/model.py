@@ -6,7 +6,7 @@ Docs: https://papersuite.github.io/papersuite/sbtr/model.html.md"""
 
 # %% auto #0
 __all__ = ['WeightedRing', 'RingPrior', 'check_rank', 'sample_prior', 'log_likelihood', 'log_joint', 'multiplier_conditional',
-           'check_observations', 'warn_empty_rows', 'observed_entries']
+           'refuse_masked', 'check_observations', 'warn_empty_rows', 'observed_entries']
 
 # %% ../../nbs/sbtr/00_model.ipynb #dfdc2d76
 import math, warnings
@@ -15,6 +15,7 @@ import torch
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from ..kernels.ring_entries import ring_entries
+from ..tensor.als import check_real
 from ..tensor.completion import check_masked
 from torch import Tensor
 from torch.distributions import Gamma, Normal
@@ -27,6 +28,7 @@ class WeightedRing:
     weights: list          # D tensors (rank_d,), the bond behind core d
     multipliers: list      # D tensors (rank_d,), positive
     noise_precision: float = 1.0 # 1 / variance of the noise; not used for binary data
+    mean: float | None = None    # μ, added to every entry; None for the model of the paper, which has none
 
     @property
     def shape(self) -> tuple: return tuple(len(c) for c in self.cores)
@@ -38,27 +40,31 @@ class WeightedRing:
         return [c * w for c, w in zip(self.cores, self.weights)]
 
     def entries(self, index: Tensor) -> Tensor:
-        "Values of (1) at `index` (n, D); no tensor is formed."
-        return ring_entries(self.weighted(), index)
+        "Values of (1) at `index` (n, D), plus the mean if there is one; no tensor is formed."
+        x = ring_entries(self.weighted(), index)
+        return x if self.mean is None else x + self.mean
 
 # %% ../../nbs/sbtr/00_model.ipynb #f598117f
 @patch
 def to_tensor(self: WeightedRing) -> Tensor:
-    "The whole tensor (1); only for small ones."
+    "The whole tensor (1), plus the mean if there is one; only for small ones."
     chain = (self.cores[0] * self.weights[0])[None]
     for core, weight in zip(self.cores[1:], self.weights[1:]):
         chain = torch.einsum("nab,ibc->niac", chain.flatten(0, -3), core * weight)
-    return chain.diagonal(dim1=-2, dim2=-1).sum(-1).reshape(self.shape)
+    x = chain.diagonal(dim1=-2, dim2=-1).sum(-1).reshape(self.shape)
+    return x if self.mean is None else x + self.mean
 
 @patch
 def copy(self: WeightedRing) -> WeightedRing:
     "A copy that shares no memory."
-    return WeightedRing(*([t.clone() for t in part] for part in (self.cores, self.weights, self.multipliers)), self.noise_precision)
+    parts = ([t.clone() for t in part] for part in (self.cores, self.weights, self.multipliers))
+    return WeightedRing(*parts, self.noise_precision, self.mean)
 
 @patch(as_prop=True)
 def n_parameters(self: WeightedRing) -> int:
-    "Cores, weights, multipliers and the noise precision."
-    return sum(t.numel() for part in (self.cores, self.weights, self.multipliers) for t in part) + 1
+    "Cores, weights, multipliers, the noise precision and, if there is one, the mean."
+    factors = sum(t.numel() for part in (self.cores, self.weights, self.multipliers) for t in part)
+    return factors + 1 + (self.mean is not None)
 
 # %% ../../nbs/sbtr/00_model.ipynb #81a57660
 @dataclass(frozen=True)
@@ -67,9 +73,10 @@ class RingPrior:
     a_delta: float = 3.1  # shape of the multipliers; weights shrink along a bond for a_delta > 2
     a_noise: float = 1.0  # shape of the noise precision
     b_noise: float = 0.3  # rate of the noise precision
+    sd_mean: float = 10.0 # standard deviation of the mean, for standardised data or in logits; wide, so that the data decide
 
     def __post_init__(self):
-        for name, least in (("a_delta", 1), ("a_noise", 0), ("b_noise", 0)):
+        for name, least in (("a_delta", 1), ("a_noise", 0), ("b_noise", 0), ("sd_mean", 0)):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > least):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number above {least}")
 
@@ -87,6 +94,7 @@ def sample_prior(
     rank,               # int, or one per bond
     prior: RingPrior = RingPrior(),
     generator: torch.Generator | None = None,
+    intercept: bool = False, # with a mean
 ) -> WeightedRing:      # float64, on the device of the generator
     "A ring drawn from (2)."
     ranks, kind = check_rank(rank, len(shape)), dict(dtype=torch.float64, device=generator.device if generator else None)
@@ -94,7 +102,9 @@ def sample_prior(
     cores = [torch.randn(n, ranks[d - 1], r, generator=generator, **kind) for d, (n, r) in enumerate(zip(shape, ranks))]
     multipliers = [gamma(prior.a_delta, 1, r) for r in ranks]
     weights = [torch.randn(r, generator=generator, **kind) / m.cumprod(0).sqrt() for r, m in zip(ranks, multipliers)]
-    return WeightedRing(cores, weights, multipliers, float(gamma(prior.a_noise, prior.b_noise, 1)))
+    noise_precision = float(gamma(prior.a_noise, prior.b_noise, 1))
+    mean = prior.sd_mean * float(torch.randn(1, generator=generator, **kind)) if intercept else None
+    return WeightedRing(cores, weights, multipliers, noise_precision, mean)
 
 # %% ../../nbs/sbtr/00_model.ipynb #8c74f334
 def log_likelihood(x: Tensor, values: Tensor, noise_precision: float | None) -> Tensor:
@@ -113,6 +123,7 @@ def log_joint(
     gaussian, exact = likelihood == "gaussian", lambda *numbers: [torch.tensor(a, dtype=torch.float64) for a in numbers]
     total = log_likelihood(ring.entries(index), values, ring.noise_precision if gaussian else None).sum()
     if gaussian: total = total + Gamma(*exact(prior.a_noise, prior.b_noise)).log_prob(*exact(ring.noise_precision))
+    if ring.mean is not None: total = total + Normal(*exact(0.0, prior.sd_mean)).log_prob(*exact(ring.mean))
     for core, weight, delta in zip(ring.cores, ring.weights, ring.multipliers):
         total = total + Normal(0.0, 1.0).log_prob(core).sum() + Gamma(*exact(prior.a_delta, 1.0)).log_prob(delta).sum()
         total = total + Normal(0.0, delta.cumprod(0) ** -0.5).log_prob(weight).sum()
@@ -131,6 +142,13 @@ def multiplier_conditional(
     return a_delta + (len(without) - r) / 2, 1 + 0.5 * float((weight**2 * np.cumprod(without))[r:].sum())
 
 # %% ../../nbs/sbtr/00_model.ipynb #32188205
+def refuse_masked(array, name: str):
+    "`ValueError` for a masked array with something behind its mask: it would count with its fill value."
+    if np.ma.is_masked(array):
+        raise ValueError(f"{name} is a masked array with masked entries; leave those observations out: "
+                         f"keep = ~np.ma.getmaskarray({name}), then indices[keep] and values[keep]")
+
+# %% ../../nbs/sbtr/00_model.ipynb #b969ac6e
 def check_observations(
     indices,            # (n, D) integers
     values,             # (n,) numbers
@@ -140,11 +158,13 @@ def check_observations(
 ) -> tuple:             # indices (int64), values (float64) as tensors on the CPU, shape
     "Checked observations; `ValueError` or `TypeError` that says what is wrong."
     if likelihood not in ("gaussian", "bernoulli"): raise ValueError(f"likelihood is {likelihood!r}; it must be gaussian or bernoulli")
+    for name, array in (("indices", indices), ("values", values)): refuse_masked(array, name)
     index, y = (np.asarray(a.cpu() if isinstance(a, Tensor) else a) for a in (indices, values))
     if index.ndim != 2 or index.shape[1] < 2: raise ValueError(f"indices have shape {index.shape}; give one row per observation and one column per mode, at least two")
     if not np.issubdtype(index.dtype, np.integer): raise TypeError(f"indices have dtype {index.dtype}; give integers")
     if y.shape != (len(index),): raise ValueError(f"values have shape {y.shape}, but there are {len(index)} rows of indices; give one value per row")
     if not len(y): raise ValueError("there are no observations; at least one is needed")
+    check_real(y, "values")
     if y.dtype.kind not in "fiub": raise TypeError(f"values have dtype {y.dtype}; give real numbers")
     _check_values(y, likelihood)
     shape = _check_shape(index, shape)
@@ -181,8 +201,21 @@ def warn_empty_rows(index: Tensor, shape: tuple):
     if empty: warnings.warn("no observation for " + ", ".join(f"{n} of {shape[d]} rows of mode {d}" for d, n in empty.items()) + "; they follow the prior alone", stacklevel=3)
 
 # %% ../../nbs/sbtr/00_model.ipynb #1600e680
+def _dense(tensor) -> np.ndarray:
+    "A dense tensor in double precision, masked if it was; `TypeError` for what holds no real numbers."
+    array = tensor.cpu().numpy() if isinstance(tensor, Tensor) else tensor
+    if not np.ma.isMaskedArray(array): array = np.asarray(array)
+    check_real(array, "the tensor")
+    try: return array.astype(float, copy=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the tensor has dtype {array.dtype} and holds something that is no real number ({error})") from None
+
 def observed_entries(tensor, mask=None) -> tuple:
-    "Positions (n, D), values (n,) and shape of the observed entries of a dense tensor; `mask=None` takes the entries that are not NaN."
-    values, observed = check_masked(np.asarray(tensor.cpu() if isinstance(tensor, Tensor) else tensor, dtype=float), mask)
+    "Positions (n, D), values (n,) and shape of the observed entries of a dense tensor; `mask=None` takes what is neither NaN nor masked."
+    kind = str(getattr(tensor, "dtype", np.asarray(tensor).dtype)).removeprefix("torch.")
+    if mask is None and kind.startswith(("int", "uint")) and np.ndim(tensor) == 2:
+        raise ValueError(f"a matrix of whole numbers, shape {tuple(np.shape(tensor))}, came without values; positions need their values, "
+                         "fit(indices, values); if it is the dense matrix itself, give it as `matrix.astype(float)`")
+    values, observed = check_masked(_dense(tensor), mask)
     index = np.argwhere(observed)
     return torch.as_tensor(index), torch.as_tensor(values[tuple(index.T)]), tuple(observed.shape)
