@@ -59,7 +59,7 @@ class JRNGC(BaseEstimator):
         first_activation: str | None = None, # None, "relu" or "tanh"
         n_projections: int | None = 1, # of the Frobenius penalty; None: exact
         standardize="global",  # "global", "trajectory" or False
-        max_gap: float | None = 1.5, # a step of a frame's index beyond this many usual ones splits it; None: never
+        max_gap: float | None = 1.5, # a frame is split at longer steps of its index, in usual ones; None: never
         n_iter: int = 300,     # training steps
         learning_rate: float = 1e-3,
         early_stopping: bool = False, # keep the weights of the best forecast of the last part of time
@@ -123,8 +123,8 @@ def _train(self: JRNGC, x, y, lam: float, seed: int, held_out=None, progress=Non
 def _diverged(self: JRNGC, lam: float) -> ArithmeticError:
     "What to say of a fit that ended in NaN or infinity."
     scaled = "" if self.standardize else ", or standardize the series"
-    return ArithmeticError(f"training ended in NaN or infinity with learning_rate={self.learning_rate} and lam={lam}; "
-                           f"lower the learning rate (the default is 0.001) or lam{scaled}")
+    return ArithmeticError(f"training ended in NaN or infinity with learning_rate={self.learning_rate} and "
+                           f"lam={lam}; lower the learning rate (the default is 0.001) or lam{scaled}")
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #533f6252
 @patch
@@ -134,7 +134,7 @@ def _forget(self: JRNGC):
 
 @patch
 def fit(self: JRNGC,
-    X,      # (time, variables) array or frame, or a list of trajectories; a frame's index must be times or numbers
+    X,      # (time, variables) array, or frame with times or numbers for index, or a list of trajectories
     y=None, # ignored
 ):
     """Learn the graph; sets `full_time_` (p, p, lag), `summary_` (p, p), `lam_`, `networks_`, `history_`.
@@ -236,10 +236,13 @@ def _shift_apart(x: np.ndarray, rng) -> np.ndarray:
 def significance(self: JRNGC,
     X,                       # what the model was fitted to
     n_surrogates: int = 20,  # fits; below 1 / alpha a single edge cannot be declared
-    alpha: float = 0.05,     # level of that method; in linked systems the share of false edges can be far larger, see the page's table
+    alpha: float = 0.05,     # of that method; no bound on the share of false edges in linked systems
     method: str = "bh",      # "bh" or "by", of `scipy.stats.false_discovery_control`
 ) -> np.ndarray:             # (p, p) bool, [effect, cause]
-    "Edges off the diagonal that beat time-shifted surrogates, in which nothing is linked; sets `p_values_` and `edges_`. `ValueError` for bad settings."
+    """Edges off the diagonal that beat time-shifted surrogates, which have no links; sets `p_values_` and `edges_`.
+
+    Where series are linked, the share of false edges can be several times `alpha`. `ValueError` for bad settings.
+    """
     from scipy.stats import false_discovery_control
     from sklearn.base import clone
     check_is_fitted(self, "networks_")
@@ -299,7 +302,9 @@ def save(self: JRNGC, path: str | Path) -> Path:
     tensors = {f"{r}/{name}": t.detach().cpu().contiguous() for r, net in enumerate(self.networks_) for name, t in net.state_dict().items()}
     for name in ("mean_", "scale_", "full_time_", "p_values_", "edges_"):
         if hasattr(self, name): tensors[name] = torch.as_tensor(getattr(self, name))
-    facts = {"settings": self.settings_, "lam": self.lam_, "names": list(getattr(self, "feature_names_in_", [])), "history": self.history_, "path": list(getattr(self, "lam_path_", {}).items())}
+    facts = {"settings": self.settings_, "lam": self.lam_, "history": self.history_}
+    facts["names"] = list(getattr(self, "feature_names_in_", []))
+    facts["path"] = list(getattr(self, "lam_path_", {}).items())
     return write_atomic(path, to_bytes(tensors, {"format": "papersuite.JRNGC/1", "facts": json.dumps(facts)}))
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #bd1313f0

@@ -41,33 +41,32 @@ def other_kind(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #299afd6e
 def real_numbers(part, where: str):
-    "The same table, masked entries as NaN. `ValueError` for text, dates and complex numbers, with the column."
+    "The same table, masked entries as NaN. `ValueError` for text, dates and complex numbers."
     table = part if is_frame(part) else np.asarray(part)
     for j in range(table.shape[1] if table.ndim == 2 else 0):
         values = table.iloc[:, j] if is_frame(part) else table[:, j]
         kind = other_kind(np.asarray(values))
         column = f"column {str(part.columns[j])!r} of {where}" if is_frame(part) else f"column {j} of {where}"
         if kind == "complex numbers":
-            raise ValueError(f"Complex data not supported: {column}; give real and imaginary parts as two series")
-        if kind:
-            raise ValueError(f"{column} holds {kind}; series are real numbers, and time belongs into the index")
+            raise ValueError(f"Complex data not supported: {column}; give real and imaginary parts apart")
+        if kind: raise ValueError(f"{column} holds {kind}; series are numbers, time belongs into the index")
     return part.astype(float).filled(np.nan) if np.ma.isMaskedArray(part) else part
 
 # %% ../../nbs/jrngc/00a_series.ipynb #a29c878f
 def named(part, where: str):
-    "A frame whose columns are text; anything else as it is. `ValueError` for a name that occurs twice, or default numbers out of order."
+    "A frame whose columns are text; anything else as it is. `ValueError` for names that are equal or mixed up."
     if not is_frame(part): return part
     names, default = list(part.columns), list(range(part.shape[1]))
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise ValueError(f"column {twice[0]!r} occurs {len(twice)} times in {where}; each variable needs its own name")
+        raise ValueError(f"column {twice[0]!r} occurs {len(twice)} times in {where}; names must differ")
     if names == default: return part
     if set(names) == set(default):
-        raise ValueError(f"the columns of {where} are numbered {reprlib.repr(names)}; put them in order, or name them")
+        raise ValueError(f"the columns of {where} are numbered {reprlib.repr(names)}; sort or name them")
     return part.set_axis([str(name) for name in names], axis=1)
 
 def check_names(estimator, part, where: str, reset: bool):
-    "Keep the number and the names of the variables in the estimator, or compare with those kept. `ValueError`."
+    "Keep number and names of the variables in the estimator, or compare. `ValueError` for others."
     try: validate_data(estimator, part, reset=reset, skip_check_array=True)
     except ValueError as error:
         kept = getattr(estimator, "feature_names_in_", None)
@@ -83,7 +82,7 @@ def label(estimator, columns) -> str:
 
 # %% ../../nbs/jrngc/00a_series.ipynb #bd44547b
 def moments(index, where: str) -> np.ndarray: # (time,)
-    "The rows' places in time, as numbers. `ValueError` for an index that is no time, has holes or repeats itself."
+    "The rows' places in time. `ValueError` for an index that is no time, has holes or repeats itself."
     import pandas as pd
     times = isinstance(index, (pd.DatetimeIndex, pd.PeriodIndex, pd.TimedeltaIndex))
     numbers = pd.api.types.is_any_real_numeric_dtype(index.dtype) and not isinstance(index, pd.MultiIndex)
@@ -91,17 +90,19 @@ def moments(index, where: str) -> np.ndarray: # (time,)
     if index.hasnans: raise ValueError(f"the index of {where} has missing entries; each row needs its time")
     if index.has_duplicates:
         twice = index[index.duplicated()][0]
-        raise ValueError(f"the index of {where} has {twice} more than once; give trajectories as a list of frames")
-    if isinstance(index, pd.DatetimeIndex) and (index == index.normalize()).all() and (index.day_of_week < 5).all():
+        raise ValueError(f"the index of {where} has {twice} more than once; give trajectories as a list")
+    dates = isinstance(index, pd.DatetimeIndex) and (index == index.normalize()).all()
+    if dates and (index.day_of_week < 5).all():
         days = index.tz_localize(None).to_numpy().astype("datetime64[D]")
         return np.busday_count(days.min(), days).astype(float)
     return index.asi8.astype(float) if times else index.to_numpy(dtype=float)
 
 def _no_time(index, where: str) -> str:
     "What to say of an index that is no time."
-    return (f"the index of {where} holds {index.dtype} labels such as {index[0]!r}; it must be times or numbers. "
-            "pd.to_datetime(index) makes times of text, reset_index(drop=True) says that the rows are in order, "
-            "and a list of frames holds several trajectories")
+    return (f"the index of {where} holds {index.dtype} labels such as {index[0]!r}; "
+            "it must be times or numbers. "
+            "pd.to_datetime(index) makes times of text, reset_index(drop=True) says that the rows are "
+            "in order, and a list of frames holds several trajectories")
 
 # %% ../../nbs/jrngc/00a_series.ipynb #3cd665ba
 def gaps(
@@ -113,8 +114,9 @@ def gaps(
     usual = np.median(steps)
     unusual = (steps > max_gap * usual) | (steps * max_gap < usual)
     if unusual.mean() > 0.1:
-        raise ValueError(f"the index of {where} has no regular step: {unusual.mean():.0%} of them differ from the median "
-                         f"more than {max_gap}-fold. Resample, or set max_gap=None to take the rows as equally spaced")
+        raise ValueError(f"the index of {where} has no regular step: {unusual.mean():.0%} of them differ "
+                         f"more than {max_gap}-fold from the median. Resample, or set max_gap=None to take "
+                         "the rows as equally spaced")
     return np.flatnonzero(steps > max_gap * usual) + 1
 
 # %% ../../nbs/jrngc/00a_series.ipynb #3c6dc2b5
@@ -122,10 +124,11 @@ def tell_gaps(index, cuts: np.ndarray, where: str, lag: int):
     "Warn of the gaps of an index. `ValueError` where no piece between them is longer than the lag."
     lengths = np.diff([0, *cuts, len(index)])
     lost = lengths[lengths <= lag].sum()
-    found = f"{where} has {len(cuts)} gap{'s' if len(cuts) > 1 else ''} in its index, the first after {index[cuts[0] - 1]}"
+    count = "1 gap" if len(cuts) == 1 else f"{len(cuts)} gaps"
+    found = f"{where} has {count} in its index, the first after {index[cuts[0] - 1]}"
     if lost == len(index):
-        raise ValueError(f"{found}; the longest piece has {lengths.max()} time points and lag = {lag} needs more. "
-                         "Fill the gaps, or raise max_gap")
+        raise ValueError(f"{found}; the longest piece has {lengths.max()} time points and lag = {lag} needs "
+                         "more. Fill the gaps, or raise max_gap")
     short = f"; {lost} rows lie in pieces no longer than the lag and are not used" if lost else ""
     warnings.warn(f"{found}: it was split there{short}. max_gap=None takes the rows as consecutive",
                   UserWarning, stacklevel=6)
@@ -136,8 +139,8 @@ def in_time(
     where: str,
     lag: int,
     max_gap: float | None, # None: no gaps are looked for
-) -> tuple:               # positions of the rows in order of time, and the rows before which the series is split
-    "The order and the gaps of a frame's index; warns of both. `ValueError` for an index that is no regular time."
+) -> tuple:               # positions of the rows in order of time; rows before which the series is split
+    "The order and the gaps of a frame's index; warns of both. `ValueError` for one without regular time."
     if not is_frame(part) or len(part) < 2: return np.arange(len(part)), []
     places = moments(part.index, where)
     order = np.argsort(places)
@@ -162,6 +165,7 @@ def check_values(estimator, array: np.ndarray, where: str):
         raise ValueError(f"X has {len(array)} time points (n_samples={len(array)}), "
                          f"1 sample more than lag = {estimator.lag} is the least ({where})")
 
+# %% ../../nbs/jrngc/00a_series.ipynb #321a0dd2
 def read_series(
     estimator, # with settings `lag` and `max_gap`; keeps `n_features_in_` and `feature_names_in_`
     X,         # (time, variables) array or frame, or a list of trajectories
@@ -172,7 +176,8 @@ def read_series(
     for r, part in enumerate(X if several(X) else [X]):
         where = f"trajectory {r} of X" if several(X) else "X"
         part = real_numbers(named(part, where), where)
-        array = check_array(part, dtype=np.float64, ensure_all_finite=False, input_name="X", estimator=estimator)
+        array = check_array(
+            part, dtype=np.float64, ensure_all_finite=False, input_name="X", estimator=estimator)
         check_names(estimator, part, where, reset=fitting and r == 0)
         check_values(estimator, array, where)
         order, cuts = in_time(part, where, estimator.lag, estimator.max_gap)
