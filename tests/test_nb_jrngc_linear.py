@@ -48,8 +48,10 @@ def test_trajectories_of_a_pair_share_one_regression():
     from papersuite.jrngc.linear import pairwise_f_test
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(n, 3)).cumsum(0) for n in (9, 21, 14)]
-    own, other, y = (np.concatenate(a) for a in zip(*[(np.stack([s[1:-1, 0], s[:-2, 0]], 1), np.stack([s[1:-1, 2], s[:-2, 2]], 1), s[2:, 0]) for s in x]))
-    designs = [np.column_stack([np.ones(len(y)), own]), np.column_stack([np.ones(len(y)), own, other])]
+    past = lambda j: np.concatenate([np.stack([s[1:-1, j], s[:-2, j]], 1) for s in x])
+    y = np.concatenate([s[2:, 0] for s in x])
+    own = np.column_stack([np.ones(len(y)), past(0)])
+    designs = own, np.column_stack([own, past(2)])
     small, full = (np.linalg.lstsq(d, y)[1][0] for d in designs)
     assert np.isclose(pairwise_f_test(x, 2)[0, 2, 0], (small - full) / 2 / (full / (len(y) - 5)))
 
@@ -71,7 +73,9 @@ def test_every_method_finds_a_single_link_with_its_direction_and_lag():
     noise = np.random.default_rng(0).uniform(-1, 1, (400, 3))
     x = noise.copy()
     x[2:, 0] += 0.8 * x[:-2, 2]
-    for method in (linear.var_f_test, linear.pairwise_f_test, linear.var_t_values, linear.ridge_var, linear.lasso_var, linear.var_lingam, linear.pcmci_plus):
+    tests = (linear.var_f_test, linear.pairwise_f_test)
+    others = (linear.var_t_values, linear.ridge_var, linear.lasso_var, linear.var_lingam, linear.pcmci_plus)
+    for method in (*tests, *others):
         scores = method(x, 3)
         assert scores.shape[:2] == (3, 3) and (scores >= 0).all()
         found = np.unravel_index(np.where(np.eye(3, dtype=bool)[..., None], 0, scores).argmax(), scores.shape)

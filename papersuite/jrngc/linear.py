@@ -57,13 +57,14 @@ def var_t_values(x, lag: int) -> np.ndarray: # (p, p, lag)
 
 # %% ../../nbs/jrngc/04_linear.ipynb #b892b832
 def _explained(windows: np.ndarray, target: np.ndarray) -> np.ndarray: # (p,)
-    "Sum of squares of (N,) `target` that the lags of each variable in (N, p, lag) `windows` explain; directions without variance count nothing."
+    "Sum of squares of (N,) `target` that the lags of each variable in (N, p, lag) `windows` explain."
     gram = np.einsum("njk,njl->jkl", windows, windows)
     values, vectors = np.linalg.eigh(gram)
     along = np.einsum("jkl,njk,n->jl", vectors, windows, target, optimize=True)
-    kept = values > 1e-10 * len(target)
+    kept = values > 1e-10 * len(target) # a direction without variance explains nothing
     return (np.where(kept, along**2, 0) / np.where(kept, values, 1)).sum(1)
 
+# %% ../../nbs/jrngc/04_linear.ipynb #36713713
 def pairwise_f_test(
     x,        # (time, variables), or a list of trajectories
     lag: int, # values of the past
@@ -71,7 +72,8 @@ def pairwise_f_test(
     "Granger's F-test of each pair of series by itself, equation (2). `ValueError` for too few windows."
     Z, Y = regression(x, lag)
     n, p = Y.shape
-    if n <= 2 * lag + 1: raise ValueError(f"{n} windows are too few for {2 * lag + 1} coefficients; shorten the lag")
+    if n <= 2 * lag + 1:
+        raise ValueError(f"{n} windows are too few for {2 * lag + 1} coefficients; shorten the lag")
     F = np.empty((p, p))
     for i, own in enumerate(np.split(Z, p, 1)):
         basis, _ = np.linalg.qr(np.column_stack([np.ones(n), own]))
@@ -83,7 +85,7 @@ def pairwise_f_test(
 
 # %% ../../nbs/jrngc/04_linear.ipynb #cdbbc179
 def absolute_correlation(x) -> np.ndarray: # (p, p, 1), symmetric
-    "Absolute correlations of the series at the same time, over all trajectories together. They have no direction."
+    "Absolute correlations of the series at the same time, over all trajectories. They have no direction."
     z = np.concatenate(standardised(x))
     return np.abs(z.T @ z / len(z))[..., None]
 
