@@ -1,4 +1,4 @@
-"""One sampler, and three published defences as its settings.
+"""One sampler, and four published defences as its settings.
 
 Docs: https://papersuite.github.io/papersuite/agdm/purify.html.md"""
 
