@@ -13,9 +13,11 @@ reproduce: .venv/.installed
 	$(BIN)/papersuite reproduce $(PAPERS) --scale $(SCALE)
 	$(BIN)/papersuite docs
 
-# Two notebooks at a time with one thread each; the experiments are left to tests/test_reproduce.py, which runs them as papermill does.
+# A copy of the notebooks is run, two at a time with one thread each, and keeps its outputs: tests/test_outputs.py compares them with those that
+# readers see. The experiments are left to tests/test_reproduce.py, which runs them as papermill does.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --skip-file-re '^([_.]|90_experiments)'
+	rm -rf build/nbs && mkdir -p build && cp -r nbs build/nbs
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test build/nbs --save --n-workers 2 --skip-file-re '^([_.]|90_experiments)'
 	$(BIN)/pytest --cov=papersuite
 
 docs: .venv/.installed
