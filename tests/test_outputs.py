@@ -2,6 +2,8 @@
 import json, re
 from pathlib import Path
 import pytest
+from papersuite.core.experiment import verdicts_text
+from papersuite.core.results import read_record
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT/"build"/"nbs"  # made by `make test`: a copy of the notebooks that has been run
@@ -42,3 +44,14 @@ def test_text_below_a_cell_is_what_it_says_today(path):
 def test_a_stale_number_and_a_stale_word_are_seen():
     assert same("3 rows, error 0.1234", "3 rows,  error 0.1235") and same("at 0x7f", "at 0x7f")
     assert not same("3 rows", "4 rows") and not same("3 rows", "3 columns") and not same("error 0.12", "error 0.15")
+
+def announced(path):
+    "What the cell that announces the verdicts shows."
+    cells = [c for c in code_cells(path).values() if "lab.announce()" in "".join(c["source"])]
+    assert len(cells) == 1, "one cell near the top says `lab.announce()`"
+    return "".join("".join(out["data"]["text/markdown"]) for out in cells[0]["outputs"])
+
+@pytest.mark.parametrize("path", sorted((ROOT/"nbs").glob("*/90_experiments.ipynb")), ids=lambda p: p.parent.name)
+def test_the_first_lines_of_the_experiments_say_what_the_record_says(path):
+    record = read_record(ROOT/"data"/"results"/path.parent.name/"laptop.json")
+    assert announced(path) == verdicts_text(record["claims"])
