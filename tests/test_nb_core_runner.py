@@ -50,6 +50,8 @@ def test_a_job_says_where_it_is():
         with mock.dict(os.environ, PAPERSUITE_PROGRESS=f"{d}/.x.123/{PROGRESS}"):
             tell_progress(cell={"index": 2, "total": 9, "heading": "Ranks"})
             test_eq(job.status(61), "x 01:01: cell 2 of 9 (Ranks)")
+            tell_progress(rows={"name": "fit", "done": 0, "total": 9, "seconds": 0})
+            assert job.status(61).endswith("(Ranks), fit 0 of 9 rows")
             tell_progress(rows={"name": "fit", "done": 3, "total": 9, "seconds": 30})
         assert job.status(61).endswith("(Ranks), fit 3 of 9 rows, 01:00 left for these rows")
 

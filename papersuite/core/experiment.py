@@ -139,7 +139,9 @@ def map(self: Experiment,
     workers = workers or int(os.environ.get("PAPERSUITE_JOBS") or 1)
     runs = Parallel(n_jobs=workers, return_as="generator")(delayed(call)(**row) for row in grid)
     name, results, start = getattr(function, "__name__", "grid"), [], time.monotonic()
+    tell = lambda: tell_progress(rows={"name": name, "done": len(results), "total": len(grid), "seconds": time.monotonic() - start})
+    if grid: tell()
     for result in tqdm(runs, total=len(grid), desc=name, file=sys.stdout, disable=not sys.stdout.isatty()):
         results.append(result)
-        tell_progress(rows={"name": name, "done": len(results), "total": len(grid), "seconds": time.monotonic() - start})
+        tell()
     return results

@@ -210,8 +210,10 @@ def status(self: Job, seconds: float) -> str:
     if not cell: return f"{self.paper} {clock(seconds)}: starting"
     text = f"{self.paper} {clock(seconds)}: cell {cell['index']} of {cell['total']} ({cell['heading']})"
     if not rows: return text
+    text += f", {rows['name']} {rows['done']} of {rows['total']} rows"
+    if not rows["done"]: return text
     left = rows["seconds"] / rows["done"] * (rows["total"] - rows["done"])
-    return f"{text}, {rows['name']} {rows['done']} of {rows['total']} rows, {clock(left)} left for these rows"
+    return f"{text}, {clock(left)} left for these rows"
 
 # %% ../../nbs/core/04_runner.ipynb #90137be0
 def reproduce(
