@@ -21,21 +21,6 @@ def test_entries_equal_the_sum_over_all_bonds():
         test_eq(ring.n_parameters, sum(n * rank[d - 1] * rank[d] for d, n in enumerate(shape)) + 2 * sum(rank) + 1)
 
 
-# nbs/sbtr/00_model.ipynb #0ef7dd2a
-def test_a_mean_is_added_to_every_entry_and_counted_once_in_the_joint():
-    prior, index = RingPrior(sd_mean=3.0), torch.tensor([[0, 1, 2], [3, 4, 5]])
-    ring = sample_prior((4, 5, 6), 2, prior, torch.Generator().manual_seed(1), intercept=True)
-    without = ring.copy()
-    without.mean = None
-    test_close(ring.entries(index), without.entries(index) + ring.mean, eps=1e-12)
-    test_close(ring.to_tensor(), without.to_tensor() + ring.mean, eps=1e-12)
-    test_eq((ring.n_parameters, ring.copy().mean), (without.n_parameters + 1, ring.mean))
-    zeros = torch.zeros(2).double()
-    difference = log_joint(ring, index, zeros, prior=prior) - log_joint(without, index, zeros - ring.mean, prior=prior)
-    test_close(difference, stats.norm.logpdf(ring.mean, 0, 3.0), eps=1e-10)
-    test_eq(sample_prior((4, 5, 6), 2, prior, torch.Generator().manual_seed(1)).cores[0], ring.cores[0])  # drawn last
-
-
 # nbs/sbtr/00_model.ipynb #64afa69a
 def test_rolling_the_ring_transposes_the_tensor():
     ring = sample_prior((4, 5, 6), (2, 3, 4), generator=torch.Generator().manual_seed(2))
@@ -77,6 +62,21 @@ def test_the_prior_variance_of_a_weight_is_a_power():
     expected = (5.1 - 1) ** -torch.arange(1.0, 5.0)
     error = (drawn.square().mean(0) - expected) / (drawn.square().std(0) / 200_000**0.5)
     assert error.abs().max() < 5, error
+
+
+# nbs/sbtr/00_model.ipynb #0ef7dd2a
+def test_a_mean_is_added_to_every_entry_and_counted_once_in_the_joint():
+    prior, index = RingPrior(sd_mean=3.0), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    ring = sample_prior((4, 5, 6), 2, prior, torch.Generator().manual_seed(1), intercept=True)
+    without = ring.copy()
+    without.mean = None
+    test_close(ring.entries(index), without.entries(index) + ring.mean, eps=1e-12)
+    test_close(ring.to_tensor(), without.to_tensor() + ring.mean, eps=1e-12)
+    test_eq((ring.n_parameters, ring.copy().mean), (without.n_parameters + 1, ring.mean))
+    zeros = torch.zeros(2).double()
+    difference = log_joint(ring, index, zeros, prior=prior) - log_joint(without, index, zeros - ring.mean, prior=prior)
+    test_close(difference, stats.norm.logpdf(ring.mean, 0, 3.0), eps=1e-10)
+    test_eq(sample_prior((4, 5, 6), 2, prior, torch.Generator().manual_seed(1)).cores[0], ring.cores[0])  # drawn last
 
 
 # nbs/sbtr/00_model.ipynb #8e032a3b
