@@ -46,6 +46,35 @@ def test_intervals_from_draws_have_the_level_that_they_claim():
     assert abs(inside(method="weibull") - 0.95) < 4 * error and inside() < 0.95 - 10 * error
 
 
+# nbs/sbtr/05_estimator.ipynb #3aebf27b
+def test_a_stream_a_loop_and_a_memory_map_give_the_same_ring():
+    problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
+    index, y, n = problem.train_index, problem.train_values, len(problem.train_values)
+    new = lambda: BayesianTensorRing(2, inference="online_em", n_epochs=1, batch_size=n)
+    streamed = new().fit_stream(iter([(index, y)] * 5), problem.shape, n)
+    looped = new()
+    for _ in range(5): looped.partial_fit(index, y, shape=problem.shape, n_total=n)
+    test_eq(streamed.to_tensor(), looped.to_tensor())
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/index.npy", index); np.save(f"{folder}/y.npy", y)
+        mapped = new().fit(np.load(f"{folder}/index.npy", mmap_mode="r"), np.load(f"{folder}/y.npy", mmap_mode="r"), shape=problem.shape)
+    test_close(mapped.to_tensor(), new().fit(index, y, shape=problem.shape).to_tensor(), eps=1e-12)
+
+
+# nbs/sbtr/05_estimator.ipynb #894373ef
+def test_a_first_batch_in_other_units_is_outweighed():
+    problem = ring_problem(size=8, order=3, rank=2, snr=20.0, missing=0.4, random_state=0)
+    index, y, shape = problem.train_index, problem.train_values, problem.shape
+    error = lambda model: np.linalg.norm(model.predict(problem.test_index) - problem.test_values) / np.linalg.norm(problem.test_values)
+    for m_step in ("gradient", "statistics"):
+        settings = dict(rank=3, inference="online_em", m_step=m_step)
+        clean = BayesianTensorRing(n_epochs=200, batch_size=128, **settings).fit(index, y, shape=shape)
+        model = BayesianTensorRing(**settings).partial_fit(index[:32], 1e-3 * y[:32], shape=shape, n_total=len(y))
+        for batch in minibatches(index, y, 128, n_epochs=200): model.partial_fit(*batch, n_total=len(y))
+        test_close(model.scale_ / y.std(), 1.0, eps=0.01)
+        assert error(model) < error(clean) + 0.05, (m_step, error(model), error(clean))
+
+
 # nbs/sbtr/05_estimator.ipynb #f5e82cf7
 def test_a_constant_added_to_the_data_is_added_to_the_answers():
     problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.3, random_state=0)
@@ -98,35 +127,6 @@ def test_rare_ones_are_the_mean_s_business():
         assert abs(model.predict(index).mean() - share) < 2 * (share * (1 - share) / 600) ** 0.5, kind
         assert model.mean_ < -1.5, (kind, model.mean_)  # logit of the share: -3
         test_eq(BayesianTensorRing(likelihood="bernoulli", intercept=False, **kind).fit(index, ones, shape=(10, 10, 10)).mean_, 0.0)
-
-
-# nbs/sbtr/05_estimator.ipynb #3aebf27b
-def test_a_stream_a_loop_and_a_memory_map_give_the_same_ring():
-    problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
-    index, y, n = problem.train_index, problem.train_values, len(problem.train_values)
-    new = lambda: BayesianTensorRing(2, inference="online_em", n_epochs=1, batch_size=n)
-    streamed = new().fit_stream(iter([(index, y)] * 5), problem.shape, n)
-    looped = new()
-    for _ in range(5): looped.partial_fit(index, y, shape=problem.shape, n_total=n)
-    test_eq(streamed.to_tensor(), looped.to_tensor())
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/index.npy", index); np.save(f"{folder}/y.npy", y)
-        mapped = new().fit(np.load(f"{folder}/index.npy", mmap_mode="r"), np.load(f"{folder}/y.npy", mmap_mode="r"), shape=problem.shape)
-    test_close(mapped.to_tensor(), new().fit(index, y, shape=problem.shape).to_tensor(), eps=1e-12)
-
-
-# nbs/sbtr/05_estimator.ipynb #894373ef
-def test_a_first_batch_in_other_units_is_outweighed():
-    problem = ring_problem(size=8, order=3, rank=2, snr=20.0, missing=0.4, random_state=0)
-    index, y, shape = problem.train_index, problem.train_values, problem.shape
-    error = lambda model: np.linalg.norm(model.predict(problem.test_index) - problem.test_values) / np.linalg.norm(problem.test_values)
-    for m_step in ("gradient", "statistics"):
-        settings = dict(rank=3, inference="online_em", m_step=m_step)
-        clean = BayesianTensorRing(n_epochs=200, batch_size=128, **settings).fit(index, y, shape=shape)
-        model = BayesianTensorRing(**settings).partial_fit(index[:32], 1e-3 * y[:32], shape=shape, n_total=len(y))
-        for batch in minibatches(index, y, 128, n_epochs=200): model.partial_fit(*batch, n_total=len(y))
-        test_close(model.scale_ / y.std(), 1.0, eps=0.01)
-        assert error(model) < error(clean) + 0.05, (m_step, error(model), error(clean))
 
 
 # nbs/sbtr/05_estimator.ipynb #ccbab93e
