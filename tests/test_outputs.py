@@ -1,5 +1,6 @@
 "What a reader sees below a cell is what the cell says today."
 import json, re
+from html import unescape
 from pathlib import Path
 import pytest
 from papersuite.core.experiment import verdicts_text
@@ -9,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 EXECUTED = ROOT/"build"/"nbs"  # made by `make test`: a copy of the notebooks that has been run
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?", re.IGNORECASE)
 ADDRESS = re.compile(r"0x[0-9a-f]+")
+TAG = re.compile(r"<style.*?</style>|<[^>]*>", re.DOTALL)
 
 def code_cells(path):
     return {c["id"]: c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"}
@@ -19,14 +21,15 @@ def text(cell):
     for out in cell["outputs"]:
         data = out.get("data", {})
         if out["output_type"] == "stream" and out["name"] == "stdout": parts += out["text"]
+        elif "text/html" in data: parts += [unescape(TAG.sub(" ", "".join(data["text/html"]))), "\n"] # a table as text is cut to the width of a terminal
         elif "text/plain" in data and "image/png" not in data: parts += [*data["text/plain"], "\n"]
     return ADDRESS.sub("0x", "".join(parts)).strip()
 
-def same(old, new, tolerance=1e-2):
-    "Equal words, and numbers that agree to one per cent: another processor rounds otherwise."
+def same(old, new, tolerance=0.05):
+    "Equal words, and numbers that agree to five per cent or 0.02: what is trained or drawn follows the rounding of the processor."
     if NUMBER.sub("#", old).split() != NUMBER.sub("#", new).split(): return False
     pairs = zip(*([float(n.replace(",", "")) for n in NUMBER.findall(t)] for t in (old, new)))
-    return all(a == pytest.approx(b, rel=tolerance, abs=tolerance) for a, b in pairs)
+    return all(a == pytest.approx(b, rel=tolerance, abs=0.02) for a, b in pairs)
 
 def notebooks():
     return [p for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if p.name != "90_experiments.ipynb" and ".ipynb_checkpoints" not in p.parts]
@@ -43,7 +46,7 @@ def test_text_below_a_cell_is_what_it_says_today(path):
 
 def test_a_stale_number_and_a_stale_word_are_seen():
     assert same("3 rows, error 0.1234", "3 rows,  error 0.1235") and same("at 0x7f", "at 0x7f")
-    assert not same("3 rows", "4 rows") and not same("3 rows", "3 columns") and not same("error 0.12", "error 0.15")
+    assert not same("3 rows", "4 rows") and not same("3 rows", "3 columns") and not same("error 0.52", "error 0.55")
 
 def announced(path):
     "What the cell that announces the verdicts shows."
