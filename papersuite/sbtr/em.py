@@ -124,6 +124,7 @@ def _mean(self: OnlineEM, value: Tensor) -> Tensor:
     "Average over processes."
     return self.accelerator.reduce(value, "mean") if self.accelerator else value
 
+# %% ../../nbs/sbtr/02_em.ipynb #af62c7b8
 @patch
 def step(self: OnlineEM,
     index: Tensor,  # (B, D)
@@ -188,6 +189,7 @@ def _statistics_step(self: OnlineEM, index: Tensor, values: Tensor, gamma: float
     if ring.mean is not None: self._mean_step(responses - omega * (ring.entries(index) - ring.mean), omega, scale, gamma)
     return before
 
+# %% ../../nbs/sbtr/02_em.ipynb #8ce10389
 @patch
 def _mean_step(self: OnlineEM, rest: Tensor, omega: Tensor, scale: float, gamma: float):
     "Equation (3) for the mean; `rest` (B,) is what the ring leaves of the responses."
@@ -234,6 +236,7 @@ def facts(self: OnlineEM) -> dict:
     "The numbers of the run that are not tensors."
     return {k: getattr(self, k) for k in ("n_total", "n_steps", "n_seen", "error", "noise_precision")}
 
+# %% ../../nbs/sbtr/02_em.ipynb #40d48436
 @patch
 def load(self: OnlineEM, tensors: dict, facts: dict):
     "Put back what `state` and `facts` gave."

@@ -157,6 +157,7 @@ def _standard(self: BayesianTensorRing, values):
     "Values in standard units."
     return (values - self.center_) / self.scale_
 
+# %% ../../nbs/sbtr/05_estimator.ipynb #bf998276
 @patch
 def _bar(self: BayesianTensorRing, total: int, what: str):
     "A progress bar, and the function that moves it."
@@ -187,6 +188,7 @@ def _fit_gibbs(self: BayesianTensorRing, index, values):
     self.samples_ = self.chains_[self.best_chain_] if self.combine == "best" else [s for c in self.chains_ for s in c]
     self.ranks_ = effective_ranks(self.chains_[self.best_chain_], self.adaptation_.tol)
 
+# %% ../../nbs/sbtr/05_estimator.ipynb #33e9bd28
 @patch(as_prop=True)
 def mean_(self: BayesianTensorRing) -> float:
     "Posterior mean of the global mean, in units of the data (logits for binary data); 0 without `intercept`."
