@@ -42,7 +42,7 @@ def test_text_below_a_cell_is_what_it_says_today(path):
     if [c["source"] for c in shown.values()] != [c["source"] for c in fresh.values()]: pytest.skip("the notebook was edited after `make test` ran it")
     compared = {k for k, c in shown.items() if not any(line.startswith(("#| varies", "#| test")) for line in c["source"])}
     stale = [f"cell {k} shows\n{text(shown[k])}\nand says\n{text(fresh[k])}" for k in compared if not same(text(shown[k]), text(fresh[k]))]
-    assert not stale, "run the notebook again (`make notebooks`), or mark the cell `#| varies` if time or machine speak in it:\n\n" + "\n\n".join(stale)
+    assert not stale, "run the notebook again (`make notebooks`), or mark the cell `#| varies` if time, machine or rounding speak in it:\n\n" + "\n\n".join(stale)
 
 def test_a_stale_number_and_a_stale_word_are_seen():
     assert same("3 rows, error 0.1234", "3 rows,  error 0.1235") and same("at 0x7f", "at 0x7f")
