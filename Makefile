@@ -32,7 +32,7 @@ export: .venv/.installed
 
 # Fresh outputs in the library notebooks; those of the experiments come from `papersuite reproduce --scale laptop --keep`.
 notebooks: .venv/.installed
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(LIBRARY_NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(LIBRARY_NOTEBOOKS)
 	$(BIN)/nbdev-clean
 
 clean:

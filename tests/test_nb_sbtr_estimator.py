@@ -26,6 +26,15 @@ def test_running_moments_are_those_of_all_values():
         test_close(same.spread(centred) / unit, 1.0, eps=1e-9)
 
 
+# nbs/sbtr/05_estimator.ipynb #ccee3b24
+def test_the_first_million_does_not_decide_the_units():
+    values = np.concatenate([np.zeros(2**20), np.random.default_rng(0).normal(5.0, 2.0, 2**20)])
+    index = np.stack(np.unravel_index(np.arange(2**21), (128, 128, 128)), 1)
+    model = BayesianTensorRing(1, inference="em", n_iter=1).fit(index, values, shape=(128, 128, 128))
+    test_close(model.center_, values.mean(), eps=1e-9)
+    test_close(model.scale_, values.std(), eps=1e-9)
+
+
 # nbs/sbtr/05_estimator.ipynb #4a2ef440
 def test_the_quantiles_of_a_mixture_are_those_of_scipy():
     mean, sd = torch.tensor([[0.0], [3.0]]).double(), torch.tensor([[1.0], [0.5]]).double()

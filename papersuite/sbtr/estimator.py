@@ -84,7 +84,7 @@ def fit(self: BayesianTensorRing,
         warn_empty_rows(indices, self.shape_)
     check_rank(self.rank, len(self.shape_))
     self._moments = Moments()
-    self._set_units(np.asarray(values[:10**6], dtype=float))
+    for a in range(0, len(values), 2**20): self._set_units(np.asarray(values[a:a + 2**20], dtype=float))
     getattr(self, f"_fit_{self.inference}")(indices, values)
     return self
 
@@ -126,13 +126,13 @@ def spread(self: Moments, centred: bool) -> float:
 def _set_units(self: BayesianTensorRing, values: np.ndarray):
     "Take `values` into the running moments; sets `center_` and `scale_`, and where the mean of binary data starts."
     self.center_, self.scale_, self._first_mean = 0.0, 1.0, 0.0
-    if self.likelihood == "bernoulli":
-        ones = values.sum() + 0.5
-        self._first_mean = math.log(ones / (len(values) + 1 - ones))
-        return
     batch = np.array([[len(values), values.mean(), values.var(), np.abs(values).max()]])
     if self.accelerator: batch = self.accelerator.gather(torch.as_tensor(batch).to(self.accelerator.device)).cpu().numpy()
     for count, *moments in batch.tolist(): self._moments.add(int(count), *moments)
+    if self.likelihood == "bernoulli":
+        ones, count = self._moments.mean * self._moments.count + 0.5, self._moments.count
+        self._first_mean = math.log(ones / (count + 1 - ones))
+        return
     if self.intercept: self.center_ = self._moments.mean
     self.scale_ = self._moments.spread(self.intercept)
 
