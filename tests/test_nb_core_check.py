@@ -64,7 +64,8 @@ def test_what_is_no_array_of_real_numbers_is_named():
     dates = np.array(["2020-01-01"], "M8[D]")
     cases = [
         (np.array([1j]), "complex"), (np.array(["1"]), "text"), (dates, "dates"),
-        (np.array([True]), "truth values"), (np.array([object()]), "objects"), ([[1], [1, 2]], "ragged"), (np.ma.masked_equal([1, 2], 2), "1 masked")]
+        (np.array([True]), "truth values"), (np.array([object()]), "objects"), ([[1], [1, 2]], "ragged"),
+        (np.ma.masked_equal([1, 2], 2), "1 masked")]
     for bad, word in cases: test_fail(lambda: array("x", bad), contains=word)
     test_fail(lambda: array("x", [[1.0]], ndim=1), contains="x is an array of shape (1, 1); it must be")
     test_fail(lambda: array("x", [1.0], shape=(None, 2)), contains="of shape (any, 2)")
