@@ -12,6 +12,7 @@ import json
 import numpy as np
 import torch
 from fastcore.basics import patch
+from ..core.evidence import one_standard_error
 from ..core.results import write_atomic
 from ..core.scales import pick_device
 from .model import ResidualMLP, causal_tensor, lag_windows
@@ -187,10 +188,10 @@ def _choose_lam(self: JRNGC, x, y, seed: int) -> float:
         folds = [(torch.as_tensor(a), torch.as_tensor(b)) for a, b in TimeSeriesSplit(3).split(np.arange(len(x)))]
         watched = [self._train(x[a], y[a], lam, seed, (x[b], y[b]))[1] for a, b in folds]
         errors[lam] = [min(e for _, e in w) for w in watched]
-    self.lam_path_ = {lam: (float(np.mean(e)), float(np.std(e, ddof=1) / np.sqrt(len(e)))) for lam, e in errors.items()}
-    best = min(errors, key=lambda lam: self.lam_path_[lam][0])
-    spread = {lam: np.std(np.subtract(e, errors[best]), ddof=1) / np.sqrt(len(e)) for lam, e in errors.items()} # of the paired difference
-    return max(lam for lam in errors if self.lam_path_[lam][0] <= self.lam_path_[best][0] + spread[lam])
+    table = np.array(list(errors.values()))
+    spread = table.std(1, ddof=1) / np.sqrt(table.shape[1])
+    self.lam_path_ = {lam: (float(m), float(s)) for lam, m, s in zip(errors, table.mean(1), spread)}
+    return list(errors)[one_standard_error(table)]
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #c9f725e9
 @patch
