@@ -13,7 +13,10 @@ import importlib.util
 import json
 import numpy as np
 import re
+import sys
 import torch
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from ..core.check import InvalidArgument, whole
 from ..core.data import DataUnavailable
@@ -21,6 +24,7 @@ from ..core.scales import pick_device, seeded
 from fastcore.basics import patch
 from .data import MODELS, _present, find
 from torch import Tensor, nn
+from tqdm import tqdm
 
 # %% ../../nbs/language/01_models.ipynb #5d1e99dc
 def load_causal_lm(
@@ -35,8 +39,9 @@ def load_causal_lm(
     device = pick_device(device)
     where, extra = _place(model)
     try:
-        net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
-        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
+        with _bars_on_a_terminal_only():
+            net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
+            tokenizer = AutoTokenizer.from_pretrained(where, **extra)
     except OSError as e: raise _not_loaded(model, e) from e
     return net.to(device).eval(), tokenizer
 
@@ -65,6 +70,23 @@ def _not_loaded(model, error):
     source = "the hub, or a registered name: " + ", ".join(MODELS)
     reason = f"loading it failed ({first})"
     return DataUnavailable(f"the model {model}", source, "a folder of yours, and give its path", reason)
+
+# %% ../../nbs/language/01_models.ipynb #76e9058d
+@contextmanager
+def _bars_on_a_terminal_only():
+    "Within this context transformers draws progress bars only if standard error is a terminal."
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+    if sys.stderr.isatty():
+        yield
+        return
+    shown, bar = logging.is_progress_bar_enabled(), getattr(reader, "tqdm", tqdm)
+    logging.disable_progress_bar()
+    reader.tqdm = partial(tqdm, disable=True)
+    try: yield
+    finally:
+        reader.tqdm = bar
+        if shown: logging.enable_progress_bar()
 
 # %% ../../nbs/language/01_models.ipynb #b7771c8f
 _SAMPLE = "the film is a good film and the other film is not a good one; the answer is positive or negative."
@@ -176,12 +198,11 @@ def write_gguf(
     _write_settings(writer, model.config)
     _write_vocabulary(writer, tokenizer)
     _write_weights(writer, model)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    for part in ("header", "kv_data", "tensors"): getattr(writer, f"write_{part}_to_file")()
     writer.close()
     return path
 
+# %% ../../nbs/language/01_models.ipynb #592c2d1c
 def _check_writable(model):
     "Refuse a model whose settings the few lines above do not cover."
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -279,7 +300,9 @@ def sentence_encoder(
     device, where = pick_device(device), model if _is_hub_id(model) else find(model)
     if isinstance(where, Path) and not where.is_dir():
         raise InvalidArgument("model", str(model), "a sentence encoder; a GGUF file holds a language model")
-    try: net, tokenizer = AutoModel.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+    try:
+        with _bars_on_a_terminal_only(): net = AutoModel.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where)
     except OSError as e: raise _not_loaded(model, e) from e
     return SentenceEncoder(net.to(device), tokenizer, _limit(where, net.config)).eval()
 
