@@ -12,7 +12,7 @@ import importlib.util
 import socket
 from pathlib import Path
 from fastcore.basics import patch
-from ..core.check import InvalidArgument, finite, whole
+from ..core.check import InvalidArgument, between, whole
 from .data import MODELS, _present, find
 
 # %% ../../nbs/language/02_serve.ipynb #b9ee15d7
@@ -59,7 +59,7 @@ def answer(self: GGUFServer,
     "One answer with all that is known about it; `ValueError` if the server refuses, as for too long a text."
     if self._server is None: raise RuntimeError(f"the server of {self.name} is closed; start another")
     request = {"messages": _conversation(messages), "max_tokens": whole("max_tokens", max_tokens, 1),
-               "temperature": finite("temperature", temperature), "seed": whole("seed", seed, 0), **options}
+               "temperature": between("temperature", temperature, least=0), "seed": whole("seed", seed, 0), **options}
     found = self._server.handle_chat_completions(request)
     if "error" in found: raise ValueError(f"{self.name} refused: {found['error']['message']}")
     return found
@@ -86,7 +86,7 @@ def serve_gguf(
     if importlib.util.find_spec("xllamacpp") is None:
         raise ImportError("a server needs xllamacpp; pip install papersuite[language]", name="xllamacpp")
     name = model if model in MODELS else path.stem
-    return GGUFServer(_started(_settings(path, port, n_ctx, threads), path), name)
+    return GGUFServer(_started(_settings(path, name, port, n_ctx, threads), path), name)
 
 def _free(port):
     "The port, if nobody listens there."
@@ -95,11 +95,12 @@ def _free(port):
     return port
 
 # %% ../../nbs/language/02_serve.ipynb #d085683d
-def _settings(path, port, n_ctx, threads):
+def _settings(path, name, port, n_ctx, threads):
     "llama.cpp's parameters: one conversation at a time, no web page, no word on the terminal."
     import xllamacpp
     settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.port = str(path), n_ctx, port
+    settings.model.path, settings.model_alias = str(path), {name}
+    settings.n_ctx, settings.port = n_ctx, port
     settings.cpuparams.n_threads, settings.n_parallel = threads, 1
     settings.verbosity, settings.ui, settings.cors_origins = 0, False, ""
     return settings
