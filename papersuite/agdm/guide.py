@@ -184,7 +184,8 @@ def _build(folder) -> nn.Module:
 def _known_network(module, name):
     "A network of this package or a model of diffusers, by its name; None for any other."
     import diffusers
-    from papersuite.agdm import networks
+    from papersuite.vision import networks
+    if module == "papersuite.agdm.networks": module = networks.__name__ # where files of version 0.1 say they are
     for package in (networks, diffusers):
         kind = getattr(package, name, None) if isinstance(name, str) and name.isidentifier() else None
         if isinstance(kind, type) and issubclass(kind, ModelMixin) and kind.__module__ == module: return kind

@@ -59,8 +59,8 @@ def answer(self: GGUFServer,
     "One answer with all that is known about it; `ValueError` if the server refuses, as for too long a text."
     if self._server is None: raise RuntimeError(f"the server of {self.name} is closed; start another")
     request = {"messages": _conversation(messages), "max_tokens": whole("max_tokens", max_tokens, 1),
-               "temperature": between("temperature", temperature, least=0), "seed": whole("seed", seed, 0), **options}
-    found = self._server.handle_chat_completions(request)
+               "temperature": between("temperature", temperature, least=0), "seed": whole("seed", seed, 0)}
+    found = self._server.handle_chat_completions(request | options)
     if "error" in found: raise ValueError(f"{self.name} refused: {found['error']['message']}")
     return found
 
