@@ -131,7 +131,7 @@ def test_settings_of_the_losses_that_cannot_be_meant_are_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     for options, words in (
         (dict(eps=-1), "eps is -1"), (dict(eps=0.1, norm="l1"), "linf, l2"), (dict(eps=0.1, lam=-1), "lam is -1"),
-        (dict(eps=0.1, inner=0), "steps is 0"), (dict(eps=0.1, distance="l2"), "kl, mse"),
+        (dict(eps=0.1, inner=0), "steps is 0"), (dict(eps=0.1, distance="l2"), "one of 'kl', 'mse'"),
     ):
         with pytest.raises(ValueError, match=words): train_guide(net, good, **options)
     with pytest.raises(ValueError, match="from 1 to 1000"): train_denoiser(net, DDPMScheduler(), good, highest=2000)

@@ -20,12 +20,13 @@ from io import BytesIO
 from pathlib import Path
 from torch import Tensor, nn
 from tqdm import trange
-from ..attacks.gradient import check_attack, dice
+from ..attacks.gradient import check_attack, dice, evaluation_mode
+from ..attacks.losses import check_trades, trades_loss
 from ..core.results import write_atomic
 from ..core.scales import pick_device, seeded, step_seed
 from ..vision.augment import augmented, check_augmentations
 from ..vision.data import Images
-from .losses import check_times, check_trades, denoising_loss, evaluating, trades_loss
+from .denoising import check_times, denoising_loss
 
 # %% ../../nbs/agdm/04_training.ipynb #98857376
 class Run:
@@ -166,7 +167,7 @@ def _check_average(model, ema):
 def _check_classes(model, images):
     "Refuse labels that the model has no logit for."
     place = next(model.parameters())
-    with evaluating(model), torch.no_grad(): logits = model(images.pixels[:1].to(place))
+    with evaluation_mode(model, warn=False), torch.no_grad(): logits = model(images.pixels[:1].to(place))
     if images.labels.max() >= logits.shape[1]: raise ValueError(f"a label is {int(images.labels.max())}, but the model has {logits.shape[1]} classes")
 
 # %% ../../nbs/agdm/04_training.ipynb #d90c67bb

@@ -6,9 +6,9 @@ Docs: https://papersuite.github.io/papersuite/attacks/init.html.md"""
 
 # %% auto #0
 __all__ = ['ATTACKS', 'Adversary', 'BPDA', 'Budget', 'Counted', 'Expectation', 'LOSSES', 'Threat', 'View', 'WorstCase',
-           'adversaries', 'apgd', 'apgd_targeted', 'attack', 'attack_set', 'auto_attack', 'checkpointed',
-           'digits_example', 'distance', 'evaluate', 'fab', 'flow_variation', 'nearest_mistake', 'peak_bytes', 'pgd',
-           'project', 'square', 'stadv', 'transfer', 'warp', 'wilson', 'worst_case']
+           'adversarial_loss', 'adversaries', 'apgd', 'apgd_targeted', 'attack', 'attack_set', 'auto_attack',
+           'checkpointed', 'digits_example', 'distance', 'evaluate', 'fab', 'flow_variation', 'nearest_mistake',
+           'peak_bytes', 'pgd', 'project', 'square', 'stadv', 'trades_loss', 'transfer', 'warp', 'wilson', 'worst_case']
 
 # %% ../../nbs/attacks/07_init.ipynb #ca35f2ed
 from .auto_pgd import apgd, apgd_targeted
@@ -16,6 +16,7 @@ from .autoattack import WorstCase, attack_set, auto_attack, worst_case
 from .boundary import fab, nearest_mistake
 from .evaluation import ATTACKS, Budget, Threat, View, adversaries, attack, evaluate, wilson
 from .gradient import LOSSES, Adversary, Counted, digits_example, distance, pgd, project
+from .losses import adversarial_loss, trades_loss
 from .random import BPDA, Expectation, checkpointed, transfer
 from .spatial import flow_variation, stadv, warp
 from .search import square
@@ -24,6 +25,6 @@ from ..core.measure import peak_bytes
 # %% ../../nbs/attacks/07_init.ipynb #629dfd2a
 _all_ = [
     "ATTACKS", "Adversary", "BPDA", "Budget", "Counted", "Expectation", "LOSSES", "Threat", "View",
-    "WorstCase", "adversaries", "apgd", "apgd_targeted", "attack", "attack_set", "auto_attack",
+    "WorstCase", "adversarial_loss", "adversaries", "apgd", "apgd_targeted", "attack", "attack_set", "auto_attack",
     "checkpointed", "digits_example", "distance", "evaluate", "fab", "flow_variation", "nearest_mistake",
-    "peak_bytes", "pgd", "project", "square", "stadv", "transfer", "warp", "wilson", "worst_case"]
+    "peak_bytes", "pgd", "project", "square", "stadv", "trades_loss", "transfer", "warp", "wilson", "worst_case"]

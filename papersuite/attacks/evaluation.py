@@ -143,26 +143,29 @@ def adversaries(
     seed: int = 0,
 ) -> dict[str, Callable]: # name -> attack, for `worst_case`
     "Every way in: a walk on each view, what is registered, transfers, and walks from the guide's images."
-    random, long = hasattr(defence, "views"), budget.steps * budget.draws
-    steps, draws = (budget.steps, budget.draws) if random else (long, 1)
-    views = defence.views() if random else {"full gradient": View(defence)}
-    best = views.get("constant guidance", views["full gradient"])
-    ball = threat.kind != "flow"
+    views, steps, draws = _spent_on(defence, budget)
+    random, ball = draws > 0, threat.kind != "flow"
+    best, draws = views.get("constant guidance", views["full gradient"]), draws or 1
     used = {name: view for name, view in views.items() if ball or name != "joint"}
     found = {name: walk(view, threat, steps, draws, seed) for name, view in used.items()}
-    for name, entry in ATTACKS.items():
-        if threat.kind in entry.kinds and (entry.random or not random):
-            found[name] = entry.build(best, threat, steps, draws, seed)
-    found |= _transfers(defence, threat, long, others, seed)
+    usable = {name: e for name, e in ATTACKS.items() if threat.kind in e.kinds and (e.random or not random)}
+    found |= {name: entry.build(best, threat, steps, draws, seed) for name, entry in usable.items()}
+    found |= _transfers(defence, threat, budget, others, seed)
     if ball and random and "guide" in others:
-        start = _images_of(others["guide"], threat, long, seed)
+        start = _images_of(others["guide"], threat, budget, seed)
         found["from the guide's"] = walk(best, threat, steps, draws, seed, start=start)
     return found
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #c997322d
-def _transfers(defence, threat, steps, others, seed):
+def _spent_on(defence, budget):
+    "Views, steps, and gradients a step; 0 of these for a model that always answers alike, which gets them as steps."
+    if hasattr(defence, "views"): return defence.views(), budget.steps, budget.draws
+    return {"full gradient": View(defence)}, budget.steps * budget.draws, 0
+
+# %% ../../nbs/attacks/05_evaluation.ipynb #125d89e1
+def _transfers(defence, threat, budget, others, seed):
     "Walks on other networks, whose images are carried over."
-    found = {}
+    found, steps = {}, budget.steps * budget.draws
     for name, net in others.items():
         if net is defence: continue
         found[f"transfer, {name}"] = walk(View(net), threat, steps, 1, seed)
@@ -170,9 +173,10 @@ def _transfers(defence, threat, steps, others, seed):
         found[f"transfer, {name}, margin"] = walk(View(net), threat, steps, 1, seed, auto=True)
     return found
 
-def _images_of(guide, threat, steps, seed):
+def _images_of(guide, threat, budget, seed):
     "Adversarial images of the guide, to start from."
-    return lambda x, y: pgd(guide, x, y, threat.size, threat.kind, steps=steps, stop=False, seed=seed).images
+    options = dict(steps=budget.steps * budget.draws, stop=False, seed=seed)
+    return lambda x, y: pgd(guide, x, y, threat.size, threat.kind, **options).images
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #0984456d
 def evaluate(

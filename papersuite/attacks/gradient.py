@@ -209,10 +209,10 @@ class Adversary:
 
 # %% ../../nbs/attacks/00_gradient.ipynb #f8608e3b
 @contextmanager
-def evaluation_mode(model):
-    "While the context lasts, no module of `model` is in train mode; a warning if one was."
+def evaluation_mode(model, warn: bool = True):
+    "While the context lasts, no module of `model` is in train mode; a warning if one was, unless it is not wanted."
     modules = [m for m in model.modules() if m.training] if isinstance(model, torch.nn.Module) else []
-    if any(not list(m.children()) for m in modules): # a container's own mode changes nothing
+    if warn and any(not list(m.children()) for m in modules): # a container's own mode changes nothing
         warnings.warn("the model is in train mode; it is attacked in evaluation mode, and gets its own mode back afterwards")
     for m in modules: m.training = False
     try: yield
