@@ -62,6 +62,17 @@ def test_a_folder_is_loaded_as_transformers_loads_it():
     test_eq((ours.training, half.dtype, ours.dtype), (False, torch.bfloat16, torch.float32))
 
 
+# nbs/language/01_models.ipynb #29c15fe5
+def test_a_file_that_was_cut_short_is_suspected_of_it():
+    pytest.importorskip("gguf")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_gguf(*tiny_language_model(), Path(folder)/"tiny.gguf")
+        content = path.read_bytes()
+        for length in (4, 1000, len(content) // 2):
+            path.write_bytes(content[:length])
+            test_fail(lambda: load_causal_lm(path, device="cpu"), exc=ValueError, contains="is it whole")
+
+
 # nbs/language/01_models.ipynb #5aecef39
 def test_what_cannot_be_loaded_is_one_sentence():
     test_fail(lambda: load_causal_lm("smollm"), exc=DataUnavailable, contains="smollm2-135m-instruct")

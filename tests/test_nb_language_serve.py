@@ -91,5 +91,6 @@ def test_a_damaged_file_and_too_long_a_text_are_refused():
         with serve_gguf(path, n_ctx=64, threads=1) as server:
             test_fail(lambda: server.chat("zebra " * 99), exc=ValueError, contains="exceeds the available")
             test_fail(lambda: server.chat("zebra", max_tokens=0), exc=ValueError, contains="max_tokens is 0")
+            test_fail(lambda: server.chat("zebra", stream=True), exc=ValueError, contains="point a client at url")
         path.write_bytes(path.read_bytes()[:1000])
         test_fail(lambda: serve_gguf(path), exc=ValueError, contains="could not load tiny.gguf")

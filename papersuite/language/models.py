@@ -13,6 +13,7 @@ import importlib.util
 import json
 import numpy as np
 import re
+import struct
 import sys
 import torch
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ def load_causal_lm(
     dtype: torch.dtype = torch.float32, # of the weights; GGUF files are expanded to it
     device: str | None = None,          # as `pick_device` understands it
 ):                     # the model, in evaluation mode, and its tokenizer
-    "A language model in torch. `DataUnavailable` if it is not here, `ImportError` without the package gguf."
+    "A language model in torch. `DataUnavailable` if absent, `ImportError` without gguf, else `ValueError`."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InvalidArgument("dtype", dtype, "a floating-point type of torch, such as torch.float32")
@@ -43,6 +44,7 @@ def load_causal_lm(
             net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
             tokenizer = AutoTokenizer.from_pretrained(where, **extra)
     except OSError as e: raise _not_loaded(model, e) from e
+    except (LookupError, RuntimeError, ValueError, struct.error) as e: raise _damaged(model, e) from e
     return net.to(device).eval(), tokenizer
 
 # %% ../../nbs/language/01_models.ipynb #7f3d0a3a
@@ -63,6 +65,11 @@ def _needs_gguf():
     "Refuse work on GGUF files where the package that reads them is missing."
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("a GGUF file needs the package gguf; pip install papersuite[language]", name="gguf")
+
+def _damaged(model, error):
+    "The error for a file that is here and cannot be read."
+    first = (str(error).splitlines() or [""])[0][:200]
+    return ValueError(f"{model} could not be read ({first}): is it whole, and of a known architecture?")
 
 def _not_loaded(model, error):
     "The one error for a model that transformers did not find."

@@ -60,6 +60,7 @@ def answer(self: GGUFServer,
     if self._server is None: raise RuntimeError(f"the server of {self.name} is closed; start another")
     request = {"messages": _conversation(messages), "max_tokens": whole("max_tokens", max_tokens, 1),
                "temperature": between("temperature", temperature, least=0), "seed": whole("seed", seed, 0)}
+    if options.get("stream"): raise ValueError("stream is True; to stream, point a client at url")
     found = self._server.handle_chat_completions(request | options)
     if "error" in found: raise ValueError(f"{self.name} refused: {found['error']['message']}")
     return found
