@@ -12,15 +12,15 @@ __all__ = ['standardised', 'regression', 'needed', 'var_f_test', 'var_t_values',
 import contextlib, importlib, io
 import numpy as np
 from .model import lag_windows
+from .series import constant_columns, standardisation
 
 # %% ../../nbs/jrngc/04_linear.ipynb #9beb9304
 def standardised(x) -> list:
     "Trajectories in units of the standard deviation over all of them. `ValueError` for constant, missing or infinite values."
     parts = [np.asarray(s, dtype=float) for s in (x if isinstance(x, (list, tuple)) else [x])]
-    everything = np.concatenate(parts)
-    if not np.isfinite(everything).all(): raise ValueError("the series hold NaN or infinite values")
-    if (everything.std(0) <= 1e-12 * np.abs(everything).max(0)).any(): raise ValueError("one of the series is constant")
-    return [(s - everything.mean(0)) / everything.std(0) for s in parts]
+    if not all(np.isfinite(s).all() for s in parts): raise ValueError("the series hold NaN or infinite values")
+    if len(constant_columns(parts)): raise ValueError("one of the series is constant")
+    return [*map(standardisation(parts, "global"), parts)]
 
 def regression(x, lag: int) -> tuple: # (N, variables × lag) and (N, variables); column j × lag + a − 1 is variable j at lag a
     "The design and the targets of equation (1)."

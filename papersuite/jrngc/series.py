@@ -6,13 +6,15 @@ Docs: https://papersuite.github.io/papersuite/jrngc/series.html.md"""
 
 # %% auto #0
 __all__ = ['OTHER_KINDS', 'several', 'is_frame', 'other_kind', 'real_numbers', 'named', 'check_names', 'label', 'moments', 'gaps',
-           'tell_gaps', 'in_time', 'check_values', 'read_series', 'usable']
+           'tell_gaps', 'in_time', 'check_values', 'read_series', 'usable', 'Standardisation', 'standardisation',
+           'constant_columns']
 
 # %% ../../nbs/jrngc/00a_series.ipynb #7f3ed836
 import datetime
 import numpy as np
 import reprlib
 import warnings
+from dataclasses import dataclass
 from sklearn.utils.validation import check_array, validate_data
 
 # %% ../../nbs/jrngc/00a_series.ipynb #8949ebcf
@@ -187,3 +189,41 @@ def read_series(
 def usable(trajectories: list, lag: int) -> list:
     "All pieces that are longer than the lag."
     return [piece for pieces in trajectories for piece in pieces if len(piece) > lag]
+
+# %% ../../nbs/jrngc/00a_series.ipynb #01b61a0b
+@dataclass(frozen=True)
+class Standardisation:
+    "Units of a fit: `kind` is global, trajectory or False; `mean` and `scale`, each (variables,), of the global ones."
+    kind: str | bool
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def _of(self, part):
+        "Mean and scale that a trajectory is measured by."
+        if self.kind != "trajectory": return self.mean, self.scale
+        return part.mean(0), np.maximum(part.std(0), 1e-12)
+
+    def __call__(self, part: np.ndarray) -> np.ndarray: # (time, variables) each
+        "A trajectory in these units."
+        mean, scale = self._of(part)
+        return (part - mean) / scale
+
+    def back(self, values: np.ndarray, part: np.ndarray) -> np.ndarray: # (rows, variables), (time, variables)
+        "Values in these units, such as forecasts of `part`, in the units of `part`."
+        mean, scale = self._of(part)
+        return values * scale + mean
+
+# %% ../../nbs/jrngc/00a_series.ipynb #ef56e627
+def standardisation(
+    parts: list,      # trajectories, (time, variables) each
+    kind: str | bool, # "global", "trajectory" or False
+) -> Standardisation:
+    "The units of these trajectories; without any (`kind=False`) they stay as they are."
+    everything = np.concatenate(parts)
+    if kind: return Standardisation(kind, everything.mean(0), everything.std(0))
+    return Standardisation(kind, np.zeros(everything.shape[1]), np.ones(everything.shape[1]))
+
+def constant_columns(parts: list) -> np.ndarray: # their numbers
+    "Columns whose spread over all trajectories is rounding."
+    everything = np.concatenate(parts)
+    return np.flatnonzero(everything.std(0) <= 1e-12 * np.abs(everything).max(0))
