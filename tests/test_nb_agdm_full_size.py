@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from fastcore.test import test_close, test_eq, test_fail
 from papersuite.agdm.diffusion import levels
 from papersuite.agdm.purify import Chain
-from papersuite.attacks.random import peak_bytes
+from papersuite.core.measure import peak_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from unittest import mock

@@ -6,7 +6,7 @@ import pandas as pd
 from diffusers import DDPMScheduler, UNet2DModel
 from fastcore.test import test_close, test_eq, test_fail
 from papersuite.agdm.guide import PixelGuide
-from papersuite.attacks.random import peak_bytes
+from papersuite.core.measure import peak_bytes
 from papersuite.core.figures import use_style
 import papersuite.agdm.purify as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})

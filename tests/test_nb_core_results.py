@@ -35,18 +35,6 @@ def test_an_interval_that_straddles_its_bound_refutes_nothing():
     test_eq(decide(Rule("above", 0), around + 1), HOLDS)
 
 
-# nbs/core/01_results.ipynb #02b7b381
-def test_the_seeds_needed_give_the_power_they_promise():
-    for ratio in (0.1, 0.05):
-        approximation = ((stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) / ratio) ** 2
-        assert abs(seeds_needed(ratio, 1) / approximation - 1) < 0.02
-    few = seeds_needed(1, 1)
-    samples = np.random.default_rng(0).normal(1, 1, (20_000, few))
-    power = (stats.ttest_1samp(samples, 0, axis=1, alternative="greater").pvalue < 0.05).mean()
-    assert 0.79 < power < 0.87, power
-    test_eq(seeds_needed(0, 1), None)
-
-
 # nbs/core/01_results.ipynb #716195a3
 def test_the_p_value_is_scipys():
     v = np.random.default_rng(1).normal(0.2, 1, 8)

@@ -6,7 +6,7 @@ import pandas as pd
 from fastcore.test import test_close, test_eq, test_fail
 from papersuite.core.figures import use_style
 from papersuite.jrngc.data import lorenz96, sparse_var
-from papersuite.kernels.dispatch import seconds
+from papersuite.core.measure import seconds
 import papersuite.jrngc.model as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 

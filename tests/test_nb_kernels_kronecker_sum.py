@@ -3,7 +3,8 @@
 import pytest
 import pandas as pd
 from fastcore.test import test_fail
-from papersuite.kernels.dispatch import in_interpreter, record_benchmark, seconds
+from papersuite.core.measure import seconds
+from papersuite.kernels.dispatch import in_interpreter, record_benchmark
 import papersuite.kernels.kronecker_sum as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 

@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import test_close, test_fail
 from papersuite.core.figures import use_style
-from papersuite.kernels.dispatch import in_interpreter, record_benchmark, seconds
+from papersuite.core.measure import seconds
+from papersuite.kernels.dispatch import in_interpreter, record_benchmark
 import papersuite.kernels.mean_abs_product as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 

@@ -5,7 +5,8 @@ import matplotlib.pyplot as plt
 import polyagamma
 from fastcore.test import ExceptionExpected, test_close, test_eq, test_fail
 from papersuite.core.figures import use_style
-from papersuite.kernels.dispatch import in_interpreter, record_benchmark, seconds
+from papersuite.core.measure import seconds
+from papersuite.kernels.dispatch import in_interpreter, record_benchmark
 from scipy import stats
 import papersuite.kernels.polya_gamma as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})

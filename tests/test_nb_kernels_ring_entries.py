@@ -6,7 +6,8 @@ import numpy as np
 import tensorly as tl_
 from fastcore.test import ExceptionExpected, test_close, test_eq, test_fail
 from papersuite.core.figures import use_style
-from papersuite.kernels.dispatch import in_interpreter, record_benchmark, seconds
+from papersuite.core.measure import seconds
+from papersuite.kernels.dispatch import in_interpreter, record_benchmark
 import papersuite.kernels.ring_entries as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 

@@ -4,7 +4,8 @@ import pytest
 import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq, test_fail
 from papersuite.core.figures import use_style
-from papersuite.kernels.dispatch import in_interpreter, record_benchmark, seconds
+from papersuite.core.measure import seconds
+from papersuite.kernels.dispatch import in_interpreter, record_benchmark
 import papersuite.kernels.row_gibbs as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 

@@ -6,7 +6,7 @@ Docs: https://papersuite.github.io/papersuite/agdm/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['DEFENCES', 'SCALED', 'View', 'Joint', 'joint_loss', 'Mixture', 'build_defence', 'Threat', 'Budget', 'walk',
-           'whole_auto_attack', 'adversaries', 'evaluate', 'auto_attack_random', 'wilson', 'paired_p']
+           'whole_auto_attack', 'adversaries', 'evaluate', 'auto_attack_random', 'wilson']
 
 # %% ../../nbs/agdm/06_evaluation.ipynb #859e9c8a
 import math
@@ -23,6 +23,7 @@ from ..attacks.gradient import Adversary, cross_entropy, pgd
 from ..attacks.random import BPDA, Expectation, transfer
 from ..attacks.spatial import stadv
 from torch import Tensor, nn
+from ..core.evidence import paired_p, wilson_interval
 
 # %% ../../nbs/agdm/06_evaluation.ipynb #a720fee2
 @dataclass
@@ -210,18 +211,5 @@ def wilson(
     level: float = 0.95,
 ) -> tuple[float, float]: # bounds of the accuracy
     "Wilson's interval of the accuracy."
-    from scipy.stats import binomtest
     stands = round((1 - failure).sum().item())
-    interval = binomtest(stands, len(failure)).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-def paired_p(
-    a: Tensor, # (n,) failure shares of one defence
-    b: Tensor, # (n,) of another, on the same images
-    seed: int = 0,
-) -> float:
-    "Two-sided p value of the mean difference, by 9,999 random flips of signs."
-    from scipy.stats import permutation_test
-    gap = (a - b).double().numpy()
-    if not gap.any(): return 1.0
-    return float(permutation_test((gap,), lambda d, axis: d.mean(axis), permutation_type="samples", vectorized=True, n_resamples=9999, rng=seed).pvalue)
+    return wilson_interval(stands, len(failure), level)

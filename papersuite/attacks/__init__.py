@@ -14,9 +14,10 @@ from .auto_pgd import apgd, apgd_targeted
 from .autoattack import WorstCase, attack_set, auto_attack, worst_case
 from .boundary import fab, nearest_mistake
 from .gradient import LOSSES, Adversary, Counted, digits_example, distance, pgd, project
-from .random import BPDA, Expectation, checkpointed, peak_bytes, transfer
+from .random import BPDA, Expectation, checkpointed, transfer
 from .spatial import flow_variation, stadv, warp
 from .search import square
+from ..core.measure import peak_bytes
 
 # %% ../../nbs/attacks/05_init.ipynb #629dfd2a
 _all_ = ["LOSSES", "Adversary", "BPDA", "Counted", "Expectation", "WorstCase", "apgd", "apgd_targeted", "attack_set", "auto_attack", "checkpointed", "digits_example", "distance",
