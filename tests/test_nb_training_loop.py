@@ -26,11 +26,10 @@ def test_the_weights_are_those_of_a_loop_by_hand():
     theirs, x = copy.deepcopy(ours), torch.randn(60, 4)
     def loss(model, rows, generator): return model(x[rows]).square().mean()
     def draw(number, generator): return torch.randint(60, (8,), generator=generator)
-    done = fit(ours, loss, draw, TrainingPlan(12, 0.02, weight_decay=0.1, clip=0.5, seed=3))
-    solver = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1)
+    done = fit(ours, loss, draw, TrainingPlan(12, 0.02, 0.1, schedule="constant", clip=0.5, seed=3))
+    solver = torch.optim.AdamW(theirs.parameters(), 0.02, weight_decay=0.1)
     for step in range(12):
         seed = int(np.random.SeedSequence([3, step]).generate_state(1)[0])
-        solver.param_groups[0]["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / 12))
         torch.manual_seed(seed)
         value = loss(theirs, draw(step, torch.Generator().manual_seed(seed)), None)
         theirs.zero_grad()
@@ -157,7 +156,7 @@ def train(folder, kill):
     draw = lambda number, generator: torch.randn(6, 4, generator=generator, device=generator.device)
     done = fit(model, loss, draw, plan, lambda m: float(m[3].bias.abs()), folder, {"set": {"b", "a", "c"}})
     bits = b"".join(t.cpu().numpy().tobytes() for t in model.state_dict().values())
-    return f"{hashlib.sha256(bits).hexdigest()} {done}"
+    return f"{hashlib.sha256(bits).hexdigest()} {done.losses} {done.validations} {done.best}"
 """
     def attempt(folder, kill, hashes):
         command = [sys.executable, "-c", f"{program}\nprint(train({folder!r}, {kill}))"]
@@ -214,6 +213,19 @@ def test_the_folder_of_another_run_is_refused():
         for words, options in others.items():
             with pytest.raises(ValueError, match=f"step-000003.safetensors is of a run with another {words}"):
                 attempt(folder, **options)
+
+
+# nbs/training/02_loop.ipynb #0c4dd5a9
+def test_another_number_of_processes_is_another_run():
+    def attempt(folder):
+        loss = lambda model, batch, generator: model(batch).sum()
+        fit(nn.Linear(1, 1), loss, lambda number, generator: torch.ones(1, 1), TrainingPlan(1), folder=folder)
+    with tempfile.TemporaryDirectory() as folder:
+        attempt(folder)
+        content = read_checkpoint(list_checkpoints(folder)[1])
+        content["identity"]["processes"] = 8
+        write_checkpoint(list_checkpoints(folder)[1], content)
+        with pytest.raises(ValueError, match=r"another processes \(8, now 1\)"): attempt(folder)
 
 
 # nbs/training/02_loop.ipynb #0f9a1d86

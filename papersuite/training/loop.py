@@ -33,7 +33,7 @@ class Run:
     ):
         from accelerate import Accelerator
         self.loss, self.draw, self.plan, self.validate = loss, draw, plan, validate
-        self.losses, self.validations, self.best = [], [], None
+        self.losses, self.validations, self.best, self.begun = [], [], None, 0
         self.accelerator = Accelerator(cpu=pick_device().type == "cpu", mixed_precision="no")
         trained = [p for p in model.parameters() if p.requires_grad]
         solver = plan.optimiser(trained, lr=plan.learning_rate, weight_decay=plan.weight_decay)
@@ -175,6 +175,7 @@ def content(self: Run, identity: dict) -> dict: # for a checkpoint
 def restore(self: Run, content: dict):
     "Take the state of a checkpoint."
     self.losses = content["losses"].tolist()
+    self.begun = len(self.losses)
     self.validations = [tuple(pair) for pair in content["validations"]]
     _set(self.weights, content["weights"])
     _set(self._buffers(), content["buffers"])
@@ -255,10 +256,11 @@ def go(self: Run, folder: Path | None, identity: dict, title: str, progress: Cal
 @dataclass(frozen=True)
 class Fit:
     "What a training gives besides the weights."
-    losses: list      # of every step, averaged over its batches and processes
-    validations: list # (number of steps, result) pairs; empty without a validation
-    best: float | None     # least result of a validation; None without one
-    best_step: int | None  # number of steps after which it was reached
+    losses: list          # of every step, averaged over its batches and processes
+    validations: list     # (number of steps, result) pairs; empty without a validation
+    best: float | None    # least result of a validation; None without one
+    best_step: int | None # number of steps after which it was reached
+    begun: int            # number of steps that a checkpoint brought along
 
 @patch
 def finish(self: Run) -> Fit:
@@ -270,7 +272,7 @@ def finish(self: Run) -> Fit:
     self.solver.zero_grad()
     self.bare.eval()
     best_step, best = min(self.validations, key=lambda pair: pair[1], default=(None, None))
-    return Fit(self.losses, self.validations, best, best_step)
+    return Fit(self.losses, self.validations, best, best_step, self.begun)
 
 # %% ../../nbs/training/02_loop.ipynb #3475c19f
 def _check_model(model, ema):
