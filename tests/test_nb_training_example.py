@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+import textwrap
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from fastcore.test import test_close, test_eq
@@ -14,6 +15,14 @@ from papersuite.training.program import launch_line
 from pathlib import Path
 import papersuite.training.example as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
+
+
+# nbs/training/04_example.ipynb #0cc4361e
+def test_the_help_of_a_running_module_has_the_comments_of_its_settings():
+    asked = [sys.executable, "-m", "papersuite.training.example", "-h"]
+    answer = subprocess.run(asked, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True).stdout
+    for words in ("standard deviation of the answers [default: 0.1]", "updates of the weights [default: 200]"):
+        assert words in answer, answer
 
 
 # nbs/training/04_example.ipynb #4734cf66
@@ -41,9 +50,9 @@ def test_two_processes_train_the_weights_of_one_with_twice_the_batch():
 # nbs/training/04_example.ipynb #a6fc1c51
 def test_accumulated_batches_end_in_the_same_weights():
     def trained(*options):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             test_eq(main(LINE, ["--folder", folder, "--steps", "12", *options], "example"), 0)
             return read_checkpoint(list_checkpoints(folder)[12])["weights"]["weight"]
-    whole = trained("--batch", "24")
+    reference = trained("--batch", "24")
     for batch, many in (("12", "2"), ("8", "3"), ("4", "6")):
-        test_close(trained("--batch", batch, "--accumulate", many), whole, eps=1e-5)
+        test_close(trained("--batch", batch, "--accumulate", many), reference, eps=1e-5)

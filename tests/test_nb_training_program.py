@@ -38,14 +38,14 @@ def test_every_mistake_is_one_sentence_and_status_2():
         with redirect_stderr(io.StringIO()) as stream: test_eq(main(program, list(words), "learn"), 2)
         return stream.getvalue()
     with tempfile.TemporaryDirectory() as folder:
-        whole, file = ["--folder", folder, "--subject", "dog"], f"{folder}/file"
+        good, file = ["--folder", folder, "--subject", "dog"], f"{folder}/file"
         Path(file).touch()
         for words, options in {
-            "--folder must be given": [], "--subject must be given": whole[:2],
-            "width is '1.5'": [*whole, "--width", "1.5"], "unrecognized": [*whole, "--stepz", "3"],
-            "steps is 0; it must be a whole number": [*whole, "--steps", "0"],
-            "deep is 'maybe'": [*whole, "--deep", "maybe"], "gone.png is": [*whole[:3], "gone", "--deep"],
-            "there is a file": ["--folder", file, *whole[2:]], "the loss of step 0 is nan": whole,
+            "--folder must be given": [], "--subject must be given": good[:2],
+            "width is '1.5'": [*good, "--width", "1.5"], "unrecognized": [*good, "--stepz", "3"],
+            "steps is 0; it must be a whole number": [*good, "--steps", "0"],
+            "deep is 'maybe'": [*good, "--deep", "maybe"], "gone.png is": [*good[:3], "gone", "--deep"],
+            "there is a file": ["--folder", file, *good[2:]], "the loss of step 0 is nan": good,
         }.items():
             text = said(*options)
             assert text.startswith("learn: ") and words in text and text.count("\n") == 1, text

@@ -46,10 +46,10 @@ class TrainingPlan:
     learning_rate: float = 1e-3  # largest rate, which the schedule scales
     weight_decay: float = 0.0    # of the optimiser
     warmup: int = 0              # first steps, over which the rate rises in a line from 0
-    schedule: str | Callable = "cosine" # or "constant", or a function from the step to a factor of the rate
+    schedule: str | Callable = "cosine" # "cosine", "constant", or a function from the step to a factor
     clip: float | None = 1.0     # largest Euclidean norm of the gradient; None: any
     ema: float | None = None     # decay of a moving average of the weights, such as 0.999; None: no average
-    precision: str | None = None # "bf16" or "fp16" for the forward pass; None: that of the weights
+    precision: str | None = None # of the forward pass, "bf16" or "fp16"; None: that of the weights
     accumulate: int = 1          # batches per step and process, whose gradients are averaged
     seed: int = 0                # of everything random in a step
     save_every: int = 500        # steps between checkpoints; the last step has one, too
