@@ -82,7 +82,7 @@ def test_pixel_guidance_points_at_the_noisy_input():
 # nbs/agdm/01_guide.ipynb #a35bf7c5
 def test_a_guide_comes_back_from_disk_bit_for_bit():
     import tempfile
-    from papersuite.agdm.networks import ResNet
+    from papersuite.vision.networks import ResNet
     torch.manual_seed(0)
     x = torch.rand(3, 1, 8, 8)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def test_a_guide_comes_back_from_disk_bit_for_bit():
 def test_a_folder_cannot_have_a_module_of_its_own_imported():
     import json, sys, tempfile
     from pathlib import Path
-    from papersuite.agdm.networks import ResNet
+    from papersuite.vision.networks import ResNet
     with tempfile.TemporaryDirectory() as d:
         Guide(ResNet(widths=(8, 8))).save_pretrained(d)
         about = json.loads((Path(d)/"network.json").read_text())
@@ -114,6 +114,18 @@ def test_a_folder_cannot_have_a_module_of_its_own_imported():
             (Path(d)/"network.json").write_text(json.dumps(about | {"module": module, "class": name}))
             test_fail(lambda: load_guide(d), exc=ValueError, contains="no network that we know")
     assert "antigravity" not in sys.modules
+
+
+# nbs/agdm/01_guide.ipynb #6c0639f4
+def test_a_guide_of_version_0_1_still_loads():
+    import tempfile
+    from papersuite.vision.networks import ResNet
+    guide, x = Guide(ResNet(widths=(8, 8))).eval(), torch.rand(2, 1, 8, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        guide.save_pretrained(folder)
+        file = Path(folder)/"network.json"
+        file.write_text(file.read_text().replace("papersuite.vision.networks", "papersuite.agdm.networks"))
+        assert torch.equal(load_guide(folder).network(x), guide.network(x))
 
 
 # nbs/agdm/01_guide.ipynb #05392f49

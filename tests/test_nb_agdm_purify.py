@@ -60,7 +60,7 @@ def test_a_guided_gaussian_chain_has_the_law_that_theory_says():
 # nbs/agdm/02_purify.ipynb #45a69925
 def test_a_pipeline_comes_back_from_disk_bit_for_bit():
     import tempfile
-    from papersuite.agdm.networks import FoldedUNet, ResNet
+    from papersuite.vision.networks import FoldedUNet, ResNet
     images, run = torch.rand(2, 1, 16, 16), lambda p: p(images, start=50, steps=3, generator=torch.Generator().manual_seed(3)).images
     for guide in (None, PixelGuide(), Guide(ResNet(widths=(8, 8), blocks=1).eval(), label="soft")):
         with tempfile.TemporaryDirectory() as folder:

@@ -188,10 +188,10 @@ def from_pretrained(cls: GuidedPurificationPipeline,
 def _load(folder, part, parts):
     "A component, by the class that wrote it."
     import diffusers
-    from papersuite.agdm import networks
+    from papersuite.vision import networks
     name = parts[part][1]
     kind = getattr(diffusers, name, None) or getattr(networks, name, None)
-    if kind is None: raise ValueError(f"{folder/part} was written by {name}, which neither diffusers nor papersuite.agdm.networks has; build the pipeline from its parts")
+    if kind is None: raise ValueError(f"{folder/part} was written by {name}, which neither diffusers nor papersuite.vision has; build the pipeline from its parts")
     model = kind.from_pretrained(folder/part)
     return model.eval() if isinstance(model, nn.Module) else model
 

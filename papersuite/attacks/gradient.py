@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from ..core.scales import seeded
+from ..vision.data import digits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -207,10 +209,10 @@ class Adversary:
 
 # %% ../../nbs/attacks/00_gradient.ipynb #f8608e3b
 @contextmanager
-def evaluation_mode(model):
-    "While the context lasts, no module of `model` is in train mode; a warning if one was."
+def evaluation_mode(model, warn: bool = True):
+    "While the context lasts, no module of `model` is in train mode; a warning if one was, unless it is not wanted."
     modules = [m for m in model.modules() if m.training] if isinstance(model, torch.nn.Module) else []
-    if any(not list(m.children()) for m in modules): # a container's own mode changes nothing
+    if warn and any(not list(m.children()) for m in modules): # a container's own mode changes nothing
         warnings.warn("the model is in train mode; it is attacked in evaluation mode, and gets its own mode back afterwards")
     for m in modules: m.training = False
     try: yield
@@ -299,13 +301,14 @@ def digits_example(
     seed: int = 0,
 ) -> tuple: # model, (200, 1, 8, 8) test images in [0, 1], (200,) labels
     "A small classifier of scikit-learn's digits, and images it did not see in training."
-    from sklearn.datasets import load_digits
-    x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
-    x = (x / 16).float().view(-1, 1, 8, 8)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    pictures = digits("all")
+    x, y = pictures.pixels, pictures.labels
+    with seeded(seed):
+        hidden, out = torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
+        net = torch.nn.Sequential(torch.nn.Flatten(), hidden, torch.nn.ReLU(), out)
         optimiser = torch.optim.Adam(net.parameters(), 3e-3, weight_decay=1e-4)
         for _ in range(200):
-            optimiser.zero_grad(); F.cross_entropy(net(x[200:]), y[200:]).backward(); optimiser.step()
-    return net.requires_grad_(False).eval(), x[:200], y[:200].long()
+            optimiser.zero_grad()
+            F.cross_entropy(net(x[200:]), y[200:]).backward()
+            optimiser.step()
+    return net.requires_grad_(False).eval(), x[:200], y[:200]

@@ -17,9 +17,9 @@ import torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from .algebra import identity_cores, ring_factors, ring_matrix, zero_ring
+from ..vision.data import digits
 from scipy.linalg import eigh
 from scipy.optimize import minimize
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 # %% ../../nbs/tlora/03_approximation.ipynb #57c99d24
@@ -289,7 +289,7 @@ def train_denoiser(
     batch: int = 64,
 ) -> tuple: # step -> (width, width) weight of `LAYER` in float64; mean loss of the last tenth
     "Train all weights with AdamW at a constant rate."
-    images, device = torch.tensor(load_digits().data, dtype=torch.float32) / 8 - 1, net.out.weight.device
+    images, device = 2 * digits("all").pixels.flatten(1) - 1, net.out.weight.device
     generator, copies, losses = torch.Generator().manual_seed(seed), {}, []
     solver = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
     for step in range(1, steps + 1):
