@@ -14,6 +14,7 @@ import pytest
 from fastcore.test import test_close, test_eq
 from functools import partial
 from papersuite.core.figures import use_style
+from papersuite.core.measure import interleaved
 from papersuite.training.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 import papersuite.training.loop as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
@@ -167,6 +168,25 @@ def train(folder, kill):
     with tempfile.TemporaryDirectory() as folder:
         test_eq(attempt(folder, 11, "1").returncode, -signal.SIGKILL)
         test_eq(attempt(folder, None, "2").stdout.strip(), names["train"](None, None))
+
+
+# nbs/training/02_loop.ipynb #120aec75
+def test_every_optimiser_goes_on_as_if_nothing_had_happened():
+    def train(optimiser, folder, stop):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 4)
+        loss = lambda model, batch, generator: model(torch.randn(5, 8, generator=generator)).square().mean()
+        def watch(done, loss):
+            if done == stop: raise KeyboardInterrupt
+        plan = TrainingPlan(12, 0.01, save_every=3, optimiser=optimiser)
+        fit(model, loss, lambda number, generator: None, plan, folder=folder, progress=watch)
+        return model.weight.detach()
+    names = "Adam AdamW NAdam RAdam Adamax Adagrad Adadelta Adafactor ASGD RMSprop SGD".split()
+    kinds = [getattr(torch.optim, name) for name in names] + [partial(torch.optim.SGD, momentum=0.9)]
+    for optimiser in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            with pytest.raises(KeyboardInterrupt): train(optimiser, folder, 8)
+            assert torch.equal(train(optimiser, folder, None), train(optimiser, None, None)), optimiser
 
 
 # nbs/training/02_loop.ipynb #6cc9eeac

@@ -12,6 +12,7 @@ __all__ = ['CHECKPOINT', 'KEPT', 'pack', 'unpack', 'digest', 'write_checkpoint',
 import functools
 import hashlib
 import json
+import math
 import numpy as np
 import re
 import torch
@@ -177,6 +178,7 @@ def plain(
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc": return plain(name, value.tolist())
     if isinstance(value, (Tensor, np.ndarray)): return fingerprint(value)
     if isinstance(value, Path): return str(value)
+    if isinstance(value, float) and not math.isfinite(value): return repr(value)
     if value is None or isinstance(value, (bool, int, float, str)): return value
     return _described(name, value)
 
