@@ -214,11 +214,11 @@ def main(
 def _rank(): return int(os.environ.get("RANK", "0"))
 
 def _ended(sentence, status, known=False):
-    "Print a sentence, leave the group of processes; the status."
+    "Print a sentence, leave the group of processes if all is well; the status."
     where = f"process {_rank()} of " if _rank() else ""
     if sentence and not (known and _rank()): print(where + sentence, file=sys.stderr)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if together and not status: torch.distributed.destroy_process_group()
     return status
 
 # %% ../../nbs/training/03_program.ipynb #6eaeeaee
