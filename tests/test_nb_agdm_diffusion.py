@@ -24,9 +24,9 @@ def test_the_share_of_signal_is_that_of_diffusers():
 # nbs/agdm/00_diffusion.ipynb #5ce4395c
 def test_levels_outside_the_schedule_are_refused():
     scheduler = DDPMScheduler(1000)
-    test_fail(lambda: levels(scheduler, 1001), contains="levels 1 to 1000")
+    test_fail(lambda: levels(scheduler, 1001), contains="start is 1001; it must be a whole number from 1 to 1,000")
     test_fail(lambda: levels(scheduler, 0), contains="start is 0")
-    test_fail(lambda: levels(scheduler, 10, 11), contains="1 to 10 steps")
+    test_fail(lambda: levels(scheduler, 10, 11), contains="steps is 11; it must be a whole number from 1 to 10")
     test_fail(lambda: levels(scheduler, 70.0), contains="whole number")
     test_fail(lambda: levels(object(), 70), contains="give a scheduler of diffusers")
 

@@ -97,7 +97,7 @@ def test_a_trained_network_comes_back_from_its_folder_and_two_halves_are_one_who
 # nbs/agdm/06_full_size.ipynb #4987fa39
 def test_threats_defences_and_budgets_are_read_or_refused_in_a_sentence():
     test_eq([read_threat(t) for t in ("linf:8/255", "l2:0.5", "flow:1")], [Threat("linf", 8 / 255), Threat("l2", 0.5), Threat("flow", 1.0)])
-    for bad, words in (("linf=8", "write linf:8/255"), ("linf:", "write linf:8/255"), ("l1:1", "linf, l2 or flow"), ("linf:-1", "above 0"), ("l2:1/0", "cannot be read")): test_fail(lambda: read_threat(bad), contains=words)
+    for bad, words in (("linf=8", "write linf:8/255"), ("linf:", "write linf:8/255"), ("l1:1", "one of 'linf', 'l2', 'flow'"), ("linf:-1", "above 0"), ("l2:1/0", "cannot be read")): test_fail(lambda: read_threat(bad), contains=words)
     test_eq([read_defence(d, 30) for d in ("agdm", "agdm:10", "gdmp:1", "diffpure")], [("agdm", 30.0), ("agdm", 10.0), ("gdmp", 1.0), ("diffpure", 0.0)])
     for bad, words in (("adbm", "there are undefended, guide, diffpure"), ("diffpure:3", "nothing guides diffpure"), ("agdm:many", "no number"), ("agdm:-1", "0 or more"), ("agdm:nan", "0 or more")): test_fail(lambda: read_defence(bad, 30), contains=words)
     test_eq(read_budget("20,4,8"), Budget(20, 4, 8))
@@ -191,7 +191,7 @@ def test_what_cannot_work_is_refused_in_a_sentence_before_any_work():
             r = CliRunner().invoke(main, line.format(place + "/data/networks", place).split())
             assert r.exit_code == 1 and sentence in r.output and "Error: " in r.output and "Traceback" not in r.output, (line, r.output, r.exception)
         for words, sentence in (("--defence adbm", "there are undefended, guide"), ("--threat linf=8", "write linf:8/255"), ("--budget 3", "steps,draws,looks"), ("--steps 99", "1 to 70 steps"), ("--images 512", "has 40 test images"),
-                                ("--images 4 --classifier microsoft/resnet-50", "1000 classes, but cifar10 has 10"), ("--start 2000 --images 4", "levels 1 to 1000"), ("--scale -1", "0 or more")): refused("evaluate cifar10 --folder {} " + words, sentence)
+                                ("--images 4 --classifier microsoft/resnet-50", "1000 classes, but cifar10 has 10"), ("--start 2000 --images 4", "from 1 to 1,000"), ("--scale -1", "0 or more")): refused("evaluate cifar10 --folder {} " + words, sentence)
         refused("evaluate cifar10 --folder {1}/none", "holds no classifier; train it"); refused("evaluate cifar100 --folder {} --images 4", "cifar100 is needed"); refused("evaluate mnist --folder {}", "data is 'mnist'")
         for words, sentence in (("imagenet", "cifar10 or cifar100"), ("cifar10 --part all-of-it", "part is 'all-of-it'"), ("cifar10 --network 28", "depth-width"), ("cifar10 --widths a", "write numbers"), ("cifar10 --eps 8/0", "cannot be read"), ("cifar10 --norm layer", "norm is 'layer'"),
                                 ("cifar10 --steps 0 --size 8 --network 10-1", "steps is 0"), ("cifar10 --precision fp8 --network 10-1 --size 8", "precision is 'fp8'"), ("cifar10 --size 7", "size is 7")): refused("train " + words + " --folder {1}/new", sentence)

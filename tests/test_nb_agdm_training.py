@@ -120,7 +120,7 @@ def test_settings_of_the_loop_that_cannot_be_meant_are_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     for options, words in (
         (dict(steps=0), "steps is 0"), (dict(batch=0), "batch is 0"), (dict(rate=-1), "rate is -1"), (dict(ema=1.0), "ema is 1.0"),
-        (dict(augment="crop"), "a tuple of crop"), (dict(augment=("turn",)), "crop, flip"), (dict(precision="fp8"), "use None or bf16"),
+        (dict(augment="crop"), "a tuple of crop"), (dict(augment=("turn",)), "crop, flip"), (dict(precision="fp8"), "one of None, 'bf16'"),
     ):
         with pytest.raises(ValueError, match=words): train_classifier(net, good, **options)
     with pytest.raises(ValueError, match="requires a gradient"): train_classifier(copy.deepcopy(net).requires_grad_(False), good)
@@ -130,7 +130,7 @@ def test_settings_of_the_loop_that_cannot_be_meant_are_refused():
 def test_settings_of_the_losses_that_cannot_be_meant_are_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     for options, words in (
-        (dict(eps=-1), "eps is -1"), (dict(eps=0.1, norm="l1"), "linf, l2"), (dict(eps=0.1, lam=-1), "lam is -1"),
+        (dict(eps=-1), "eps is -1"), (dict(eps=0.1, norm="l1"), "one of 'linf', 'l2'"), (dict(eps=0.1, lam=-1), "lam is -1"),
         (dict(eps=0.1, inner=0), "steps is 0"), (dict(eps=0.1, distance="l2"), "one of 'kl', 'mse'"),
     ):
         with pytest.raises(ValueError, match=words): train_guide(net, good, **options)

@@ -85,5 +85,5 @@ def test_two_looks_forward_and_one_back_per_step():
     test_eq((found.forwards, found.backwards), (5 * (2 + 3 * 4 * 2), 5 * 3 * 4))
     test_fail(lambda: fab(net, x, y, 0.0), contains="eps is 0")
     test_fail(lambda: nearest_mistake(net, x, y, steps=0), contains="steps is 0")
-    test_fail(lambda: nearest_mistake(net, x, y, "l1"), contains="one of linf, l2")
+    test_fail(lambda: nearest_mistake(net, x, y, "l1"), contains="one of 'linf', 'l2'")
     test_fail(lambda: nearest_mistake(net, x * 2, y), contains="[0, 1]")

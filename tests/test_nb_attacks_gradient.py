@@ -176,7 +176,7 @@ def test_bad_input_is_refused_before_the_model_is_called():
     bad = x.clone(); bad[0, 0, 0, 0] = torch.nan
     for change, says in [(dict(x=2 * x + 1), "[0, 1]"), (dict(x=bad), "NaN"), (dict(x=(255 * x).int()), "floating point"), (dict(x=x[:0]), "at least one"), (dict(y=y[:2]), "need (4,)"),
                          (dict(y=y - 1), "start at 0"), (dict(y=y.float()), "integer"), (dict(eps=0), "eps is 0"), (dict(eps=-1), "eps is -1"), (dict(steps=0), "steps is 0"),
-                         (dict(norm="l3"), "one of linf, l2"), (dict(loss="hinge"), "one of cross entropy"), (dict(loss=3), "name or a function"), (dict(start="edge"), "'ball'"),
+                         (dict(norm="l3"), "one of 'linf', 'l2'"), (dict(loss="hinge"), "one of cross entropy"), (dict(loss=3), "name or a function"), (dict(start="edge"), "'ball'"),
                          (dict(start=x[:2]), "that of the images"), (dict(draws=0), "draws is 0"), (dict(loss="targeted dlr"), "needs target"), (dict(target=y), "takes no target"), (dict(restarts=0.5), "whole number")]:
         test_fail(lambda: pgd(model, **(dict(x=x, y=y, eps=0.1) | change)), contains=says)
     test_eq(calls, [])

@@ -27,7 +27,7 @@ def test_the_expectation_of_a_fixed_model_is_the_model_and_jensen_holds():
     torch.manual_seed(1); single = torch.stack([cross_entropy(noisy(x), y) for _ in range(8)]).mean(0)
     assert (whole <= single + 1e-5).all()
     test_fail(lambda: Expectation(net, 0), contains="draws is 0")
-    test_fail(lambda: Expectation(net, 2, "votes"), contains="'logits' or 'probabilities'")
+    test_fail(lambda: Expectation(net, 2, "votes"), contains="one of 'logits', 'probabilities'")
 
 
 # nbs/attacks/03_random.ipynb #2cbce0b7

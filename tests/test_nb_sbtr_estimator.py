@@ -9,6 +9,9 @@ from joblib.externals.loky import get_reusable_executor
 from papersuite.core.figures import use_style
 from papersuite.sbtr.data import ring_problem, stream
 from scipy import stats
+from sklearn.base import clone
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV
 import papersuite.sbtr.estimator as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
@@ -30,7 +33,7 @@ def test_running_moments_are_those_of_all_values():
 def test_the_first_million_does_not_decide_the_units():
     values = np.concatenate([np.zeros(2**20), np.random.default_rng(0).normal(5.0, 2.0, 2**20)])
     index = np.stack(np.unravel_index(np.arange(2**21), (128, 128, 128)), 1)
-    model = BayesianTensorRing(1, inference="em", n_iter=1).fit(index, values, shape=(128, 128, 128))
+    model = EMTensorRing(1, n_iter=1).fit(index, values, shape=(128, 128, 128))
     test_close(model.center_, values.mean(), eps=1e-9)
     test_close(model.scale_, values.std(), eps=1e-9)
 
@@ -59,7 +62,7 @@ def test_intervals_from_draws_have_the_level_that_they_claim():
 def test_a_stream_a_loop_and_a_memory_map_give_the_same_ring():
     problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
     index, y, n = problem.train_index, problem.train_values, len(problem.train_values)
-    new = lambda: BayesianTensorRing(2, inference="online_em", n_epochs=1, batch_size=n)
+    new = lambda: OnlineTensorRing(2, n_epochs=1, batch_size=n)
     streamed = new().fit_stream(iter([(index, y)] * 5), problem.shape, n)
     looped = new()
     for _ in range(5): looped.partial_fit(index, y, shape=problem.shape, n_total=n)
@@ -76,12 +79,35 @@ def test_a_first_batch_in_other_units_is_outweighed():
     index, y, shape = problem.train_index, problem.train_values, problem.shape
     error = lambda model: np.linalg.norm(model.predict(problem.test_index) - problem.test_values) / np.linalg.norm(problem.test_values)
     for m_step in ("gradient", "statistics"):
-        settings = dict(rank=3, inference="online_em", m_step=m_step)
-        clean = BayesianTensorRing(n_epochs=200, batch_size=128, **settings).fit(index, y, shape=shape)
-        model = BayesianTensorRing(**settings).partial_fit(index[:32], 1e-3 * y[:32], shape=shape, n_total=len(y))
+        settings = dict(rank=3, m_step=m_step)
+        clean = OnlineTensorRing(n_epochs=200, batch_size=128, **settings).fit(index, y, shape=shape)
+        model = OnlineTensorRing(**settings).partial_fit(index[:32], 1e-3 * y[:32], shape=shape, n_total=len(y))
         for batch in minibatches(index, y, 128, n_epochs=200): model.partial_fit(*batch, n_total=len(y))
         test_close(model.scale_ / y.std(), 1.0, eps=0.01)
         assert error(model) < error(clean) + 0.05, (m_step, error(model), error(clean))
+
+
+# nbs/sbtr/05_estimator.ipynb #d7271453
+def test_a_setting_of_another_algorithm_is_refused():
+    test_fail(lambda: BayesianTensorRing(inference="em", n_burn_in=5), exc=TypeError, contains="belongs to GibbsTensorRing")
+    test_fail(lambda: BayesianTensorRing(n_epochs=5), exc=TypeError, contains="belongs to OnlineTensorRing")
+    test_fail(lambda: BayesianTensorRing(temperature=1), exc=TypeError, contains="there are rank, likelihood, prior")
+    test_fail(lambda: BayesianTensorRing(inference="vi"), exc=ValueError, contains="one of 'gibbs', 'em', 'online_em'")
+    test_eq([type(BayesianTensorRing(inference=name)) for name in INFERENCES], list(INFERENCES.values()))
+
+
+# nbs/sbtr/05_estimator.ipynb #a86d6cc3
+def test_scikit_learn_can_clone_and_search():
+    problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
+    index, y, shape = problem.train_index, problem.train_values, problem.shape
+    for kind in INFERENCES.values():
+        model = kind(3, random_state=7, intercept=False)
+        copy = clone(model)
+        test_eq(copy.get_params(), model.get_params())
+        assert not hasattr(copy, "samples_")
+    search = GridSearchCV(EMTensorRing(n_iter=10), {"rank": [1, 2]}, cv=3).fit(index, y, shape=shape)
+    test_close(search.score(index, y), r2_score(y, search.predict(index)), eps=1e-12)
+    test_fail(lambda: EMTensorRing().set_params(n_iter=0).fit(index, y, shape=shape), contains="n_iter is 0")
 
 
 # nbs/sbtr/05_estimator.ipynb #f5e82cf7
@@ -228,27 +254,42 @@ def test_doubling_the_data_doubles_the_answers():
 
 
 # nbs/sbtr/05_estimator.ipynb #d1b44a65
+def test_settings_that_cannot_be_meant_are_refused():
+    cases = [
+        (dict(rank=0), "1 or more"), (dict(likelihood="poisson"), "one of 'gaussian', 'bernoulli'"), (dict(n_samples=0), "n_samples"),
+        (dict(n_burn_in=2.5), "whole number"), (dict(inference="vi"), "'gibbs', 'em', 'online_em'"), (dict(adaptation="shrink"), "truncate"),
+        (dict(adaptation=2), "one of 'grow'"), (dict(inference="online_em", learning_rate=-1.0), "above 0"), (dict(prior=3.1), "give a RingPrior")]
+    for settings, message in cases: test_fail(lambda: BayesianTensorRing(**settings), contains=message)
+
+
+# nbs/sbtr/05_estimator.ipynb #664e02c5
 def test_bad_input_is_refused_before_any_sweep():
     index, y = np.array([[0, 0, 0], [1, 1, 1], [0, 1, 0]]), np.array([0.0, 1.0, 1.0])
-    for settings, message in [(dict(rank=0), "1 or more"), (dict(likelihood="poisson"), "gaussian, bernoulli"), (dict(n_samples=0), "n_samples"), (dict(n_burn_in=2.5), "whole number"),
-                              (dict(inference="vi"), "gibbs, online_em"), (dict(adaptation="shrink"), "truncate"), (dict(adaptation=2), "must be grow"), (dict(learning_rate=-1.0), "positive")]:
-        test_fail(lambda: BayesianTensorRing(**settings), contains=message)
     model = BayesianTensorRing(n_burn_in=2, n_samples=2)
     test_fail(lambda: model.predict(index), contains="not fitted")
-    for call, message in [(lambda: model.fit(index, y, shape=(2, 2, 1), mask=y), "mask belongs"), (lambda: model.fit(index, y, shape=(1, 2, 1)), "mode 0"), (lambda: model.fit(index, y * np.nan), "NaN"),
-                          (lambda: BayesianTensorRing((2, 2)).fit(index, y), "3 bonds"), (lambda: BayesianTensorRing(likelihood="bernoulli").fit(index, 2 * y), "neither 0 nor 1")]:
-        test_fail(call, contains=message)
+    test_fail(lambda: model.fit(index, y, shape=(2, 2, 1), mask=y), contains="mask belongs")
+    test_fail(lambda: model.fit(index, y, shape=(1, 2, 1)), contains="mode 0")
+    test_fail(lambda: model.fit(index, y * np.nan), contains="NaN")
+    test_fail(lambda: BayesianTensorRing((2, 2)).fit(index, y), contains="3 bonds")
+    test_fail(lambda: BayesianTensorRing(likelihood="bernoulli").fit(index, 2 * y), contains="neither 0 nor 1")
     model.fit(index, y)
-    for call, message in [(lambda: model.predict(index + 5), "must lie in"), (lambda: model.predict(index[:, :2]), "3 columns"), (lambda: model.predict_interval(index, 1.5), "level"),
-                          (lambda: model.sample_posterior(index, 7), "rings were kept"), (lambda: model.partial_fit(index, y), "online_em")]: test_fail(call, contains=message)
+    test_fail(lambda: model.predict(index + 5), contains="must lie in")
+    test_fail(lambda: model.predict(index[:, :2]), contains="3 columns")
+    test_fail(lambda: model.predict_interval(index, 1.5), contains="level")
+    test_fail(lambda: model.sample_posterior(index, 7), contains="rings were kept")
+
+
+# nbs/sbtr/05_estimator.ipynb #ae93697b
+def test_masked_complex_and_text_values_are_refused():
+    index, y = np.array([[0, 0, 0], [1, 1, 1], [0, 1, 0]]), np.array([0.0, 1.0, 1.0])
+    model = BayesianTensorRing(n_burn_in=2, n_samples=2).fit(index, y)
     test_fail(lambda: model.fit(index), contains="fit(indices, values)")
     test_fail(lambda: model.fit(np.ones((2, 3, 4)) + 1j), exc=TypeError, contains="imaginary")
     test_fail(lambda: model.fit(index, y + 1j), exc=TypeError, contains="imaginary")
     test_fail(lambda: model.fit(np.full((2, 3, 4), "a")), exc=TypeError, contains="text, dates")
     hidden = np.ma.array(y, mask=[True, False, False])
     test_fail(lambda: model.fit(index, hidden), contains="masked")
-    online = BayesianTensorRing(inference="online_em")
-    test_fail(lambda: online.partial_fit(index, hidden, shape=(2, 2, 2)), contains="masked")
+    test_fail(lambda: OnlineTensorRing().partial_fit(index, hidden, shape=(2, 2, 2)), contains="masked")
     test_fail(lambda: model.predict(np.ma.array(index, mask=index == 1)), contains="masked")
-    point = BayesianTensorRing(inference="em", n_iter=2).fit(index, y)
+    point = EMTensorRing(n_iter=2).fit(index, y)
     test_fail(lambda: point.predict_interval(index, noise=False), contains="no posterior")

@@ -37,7 +37,7 @@ def test_wrong_ranks_are_refused_before_any_work():
     test_fail(lambda: tensor_ring((4, 5, 6), 0), contains="1 or more")
     test_fail(lambda: tensor_ring((4, 5, 6), [2, 2]), contains="needs 3")
     test_fail(lambda: fctn((4, 5, 6, 7), [2] * 5), contains="needs 6")
-    test_fail(lambda: cp((4, 5), 2.5), exc=TypeError, contains="integers")
+    test_fail(lambda: cp((4, 5), 2.5), exc=TypeError, contains="CP rank is 2.5; it must be a whole number")
     test_fail(lambda: TensorNetwork((("i", "a"), ("a",)), ("i",), {"i": 3}), contains="no size")
     test_fail(lambda: TensorNetwork((("i", "a"), ("i", "a")), ("i",), {"i": 3, "a": 2}), contains="exactly one")
 

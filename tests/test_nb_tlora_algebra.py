@@ -18,7 +18,7 @@ def test_digits_multiply_to_the_width_and_are_balanced():
     assert digits(64) == (4, 4, 4) and digits(4096) == (16, 16, 16) and digits(36, 2) == (6, 6)
     for bad in (97, 1031): 
         with pytest.raises(ValueError, match="prime"): digits(bad)
-    with pytest.raises(ValueError, match="whole numbers"): digits(0)
+    with pytest.raises(ValueError, match="width is 0; it must be a whole number"): digits(0)
 
 
 # nbs/tlora/00_algebra.ipynb #68e4dfed
@@ -188,6 +188,6 @@ def test_impossible_transforms_are_refused():
     import pytest, torch
     from papersuite.tlora.algebra import apply_ring, identity_cores, zero_ring
     with pytest.raises(ValueError, match="transform rank is 0"): identity_cores((2, 3), 0)
-    with pytest.raises(ValueError, match="gauge or paper"): identity_cores((2, 3), 1, "random")
+    with pytest.raises(ValueError, match="one of 'gauge', 'paper'"): identity_cores((2, 3), 1, "random")
     with pytest.raises(ValueError, match="residual rank is 1.5"): zero_ring((2,), (3,), 1.5)
     with pytest.raises(ValueError, match="7 features, the transform takes 6"): apply_ring(torch.ones(2, 7), identity_cores((2, 3)))

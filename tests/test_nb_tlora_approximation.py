@@ -196,7 +196,7 @@ def test_impossible_fits_are_refused():
     with pytest.raises(ValueError, match="NaN"): approximate(W, V * float("nan"), no_transform())
     with pytest.raises(ValueError, match="weights are equal"): approximate(W, W, no_transform())
     with pytest.raises(ValueError, match="residual rank is 7"): approximate(W, V, no_transform(), 7)
-    with pytest.raises(ValueError, match="lora or ring"): approximate(W, V, no_transform(), 1, "ttm")
+    with pytest.raises(ValueError, match="one of 'lora', 'ring'"): approximate(W, V, no_transform(), 1, "ttm")
     with pytest.raises(ValueError, match="needs shapes"): approximate(W, V, no_transform(), 1, "ring")
     with pytest.raises(ValueError, match="do not multiply"): approximate(W, V, no_transform(), 1, "ring", ((2, 2), (2, 3)))
     with pytest.raises(ValueError, match="divide the width 6"): block_transform(6, 4)

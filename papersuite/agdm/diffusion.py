@@ -10,7 +10,7 @@ __all__ = ['Levels', 'levels', 'diffuse', 'read_noise', 'step_variance', 'poster
 # %% ../../nbs/agdm/00_diffusion.ipynb #d1ff85e6
 import torch
 from dataclasses import dataclass
-from numbers import Integral
+from ..core.check import whole
 from torch import Tensor
 
 # %% ../../nbs/agdm/00_diffusion.ipynb #d8b453c2
@@ -30,10 +30,8 @@ def levels(
     "The K levels of a chain from t*. `TypeError` or `ValueError` for levels that the schedule does not have."
     steps = start if steps is None else steps
     betas = _betas(scheduler)
-    for name, value in (("start", start), ("steps", steps)):
-        if not isinstance(value, Integral) or isinstance(value, bool): raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if not 1 <= start <= len(betas): raise ValueError(f"start is {start}; the schedule has levels 1 to {len(betas)}")
-    if not 1 <= steps <= start: raise ValueError(f"steps is {steps}; a chain from level {start} has 1 to {start} steps")
+    start = whole("start", start, 1, len(betas)) # a level of the schedule
+    steps = whole("steps", steps, 1, start)      # a chain has no more steps than levels
     t = [int(round(start * k / steps)) for k in range(steps, 0, -1)]
     signal = (1 - betas).cumprod(0)
     return Levels(t, [*signal[torch.tensor(t) - 1].tolist(), 1.0], scheduler.config.prediction_type)

@@ -26,6 +26,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import FrozenDict
 from fastcore.basics import patch
+from torch import Tensor, nn
+from tqdm import trange
+
+# %% ../../nbs/agdm/06_full_size.ipynb #94c066e0
 from .evaluation import DEFENCES, SCALED, build_defence
 from .guide import Guide, load_guide
 from .purify import GuidedPurificationPipeline
@@ -35,11 +39,9 @@ from ..attacks.evaluation import Budget, Threat, evaluate, wilson
 from ..core.data import DataUnavailable
 from ..core.evidence import paired_p
 from ..core.results import library_versions, machine_info, write_atomic
-from ..core.scales import pick_device
+from ..core.scales import pick_device, seeded, step_seed
 from ..vision.data import CIFAR10, Images, cifar10, cifar100, imagenet
 from ..vision.networks import ResNet
-from torch import Tensor, nn
-from tqdm import trange
 
 # %% ../../nbs/agdm/06_full_size.ipynb #d2eca425
 def pretrained(
@@ -172,8 +174,7 @@ def build(self: Training,
     classes: int,
 ) -> nn.Module:
     "An untrained network."
-    with torch.random.fork_rng([]):
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, zlib.crc32(part.encode())]).generate_state(1)[0]))
+    with seeded(step_seed(self.seed, zlib.crc32(part.encode()))):
         return ddpm_unet(self.size, self.widths) if part == "denoiser" else wide_resnet(self.network, classes, part == "guide", self.norm)
 
 @patch
@@ -461,7 +462,7 @@ def write_stand_ins(
     for place in (hub, folder/"networks/denoiser/unet"): unet.save_pretrained(place)
     for place in (hub, folder/"networks/denoiser/scheduler"): DDPMScheduler(1000).save_pretrained(place)
     classifier.save_pretrained(folder/"networks/classifier"); Guide(guide).save_pretrained(folder/"networks/guide")
-    with torch.random.fork_rng([]): torch.manual_seed(0); _random_resnet(folder/"models"/HUB_CLASSIFIER["imagenet"])
+    with seeded(0): _random_resnet(folder/"models"/HUB_CLASSIFIER["imagenet"])
     return folder
 
 # %% ../../nbs/agdm/06_full_size.ipynb #39551390

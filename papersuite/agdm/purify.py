@@ -20,6 +20,8 @@ from fastcore.basics import patch
 from pathlib import Path
 from .diffusion import Levels, diffuse, levels, posterior_mean, read_noise, step_variance
 from .guide import Guide, guidance, load_guide
+from ..core.check import whole
+from ..core.scales import seeded
 from torch import Tensor, nn
 
 # %% ../../nbs/agdm/02_purify.ipynb #f687c71e
@@ -204,8 +206,7 @@ def tiny_pipeline(
 ) -> GuidedPurificationPipeline: # of 8 × 8 images; its guide has four classes
     "A pipeline with random weights, for examples and tests."
     from diffusers import DDPMScheduler, UNet2DModel
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         unet = UNet2DModel(sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
                            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False)
         network = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 16), nn.SiLU(), nn.Linear(16, 4))
@@ -225,7 +226,7 @@ class PurifiedClassifier(nn.Module):
         checkpoint: bool = False, # compute again in the backward pass?
     ):
         super().__init__()
-        if runs < 1 or runs != int(runs): raise ValueError(f"runs is {runs}; it must be a whole number, 1 or more")
+        runs = whole("runs", runs, least=1)
         pipeline.check_settings(start, steps, scale, gradient)
         self.pipeline, self.unet, self.guide, self.classifier, self.runs = pipeline, pipeline.unet, pipeline.guide, classifier, runs
         self.settings = dict(start=start, steps=steps, scale=scale, gradient=gradient, checkpoint=checkpoint)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import trange
 from ..attacks.gradient import check_attack, dice, evaluation_mode
 from ..attacks.losses import check_trades, trades_loss
+from ..core.check import between, one_of, whole
 from ..core.results import write_atomic
 from ..core.scales import pick_device, seeded, step_seed
 from ..vision.augment import augmented, check_augmentations
@@ -145,10 +146,10 @@ def check_run(model, data, *, augment=(), precision=None, ema=None, weight_decay
     if not isinstance(data, Images): raise TypeError(f"data is {type(data).__name__}; it must be Images of papersuite.vision.data")
     check_attack(data.pixels, data.labels)
     for name, value in positive.items():
-        if not 0 < value < float("inf"): raise ValueError(f"{name} is {value}; it must be above 0")
-        if name in ("steps", "batch", "save_every") and value != int(value): raise ValueError(f"{name} is {value}; it must be a whole number")
-    if not 0 <= weight_decay < float("inf"): raise ValueError(f"weight_decay is {weight_decay}; it must be 0 or more")
-    if precision not in (None, "bf16"): raise ValueError(f"precision is {precision!r}; use None or bf16")
+        if name in ("steps", "batch", "save_every"): whole(name, value, least=1)
+        else: between(name, value, above=0)
+    between("weight_decay", weight_decay, least=0)
+    one_of("precision", precision, (None, "bf16"))
     check_augmentations(augment)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient; call requires_grad_(True) on what is to be trained")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from ..core.check import between, one_of, whole
 from ..core.scales import seeded
 from ..vision.data import digits
 from torch import Tensor
@@ -59,10 +60,9 @@ def check_attack(
 ):
     "`TypeError` or `ValueError` in one sentence for the first thing that is wrong."
     _check_images(x); _check_labels(y, len(x))
-    if norm not in NORMS: raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}")
-    if not 0 < eps < float("inf"): raise ValueError(f"eps is {eps}; the radius must be above 0 and finite")
-    for name, count in counts.items():
-        if count < 1 or count != int(count): raise ValueError(f"{name} is {count}; it must be a whole number, 1 or more")
+    one_of("norm", norm, NORMS)
+    between("eps", eps, above=0)
+    for name, count in counts.items(): whole(name, count, least=1)
 
 # %% ../../nbs/attacks/00_gradient.ipynb #e03042f8
 def _check_images(x):

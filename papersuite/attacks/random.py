@@ -11,6 +11,7 @@ __all__ = ['Expectation', 'BPDA', 'checkpointed', 'gradient_bytes', 'transfer']
 import math
 import torch
 from collections.abc import Callable, Sequence
+from ..core.check import one_of, whole
 from ..core.measure import peak_bytes
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -24,8 +25,8 @@ class Expectation(torch.nn.Module):
         over: str = "logits", # or "probabilities"
     ):
         super().__init__()
-        if draws < 1 or draws != int(draws): raise ValueError(f"draws is {draws}; it must be a whole number, 1 or more")
-        if over not in ("logits", "probabilities"): raise ValueError(f"over is {over!r}; it must be 'logits' or 'probabilities'")
+        draws = whole("draws", draws, least=1)
+        one_of("over", over, ("logits", "probabilities"))
         self.model, self.draws, self.over = model, draws, over
 
     def forward(self, x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def _runs(marks: dict) -> bool:
     return torch.cuda.is_available()
 
 # %% ../../nbs/core/04_runner.ipynb #e7853b58
-FLOORS = ("core", "kernels", "tensor", "attacks") # packages that every paper may import
+FLOORS = ("core", "kernels", "tensor", "training", "vision", "language", "attacks") # every paper may import them
 
 def fingerprint(notebook: Path, parameters: dict) -> str:
     "Hash of a notebook's code, the library's code that its paper may import, the parameters, and the versions of the numerical libraries."

@@ -11,6 +11,7 @@ __all__ = ['lag_windows', 'WeightNormLinear', 'ResidualMLP', 'causal_tensor']
 import numpy as np
 import torch
 from fastcore.basics import patch
+from ..core.check import between, one_of, whole
 from ..kernels.mean_abs_product import mean_abs_product, sum_abs_product
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -53,10 +54,10 @@ class ResidualMLP(nn.Module):
         first_activation: str | None = None, # None, "relu" or "tanh" after the first layer
     ):
         super().__init__()
-        for name, value, least in (("n_variables", n_variables, 1), ("lag", lag, 1), ("hidden", hidden, 1), ("layers", layers, 0)):
-            if isinstance(value, bool) or int(value) != value or value < least: raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} or more")
-        if not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
-        if first_activation not in (None, "relu", "tanh"): raise ValueError(f"first_activation is {first_activation!r}; it must be None, relu or tanh")
+        n_variables, lag = whole("n_variables", n_variables, least=1), whole("lag", lag, least=1)
+        hidden, layers = whole("hidden", hidden, least=1), whole("layers", layers, least=0)
+        dropout = between("dropout", dropout, least=0, below=1)
+        one_of("first_activation", first_activation, (None, "relu", "tanh"))
         self.n_variables, self.lag, self.dropout, self.first_activation = n_variables, lag, dropout, first_activation
         self.first = WeightNormLinear(n_variables * lag, hidden)
         self.blocks = nn.ModuleList(nn.ModuleDict({"into": WeightNormLinear(hidden, hidden), "out": nn.Linear(hidden, hidden),

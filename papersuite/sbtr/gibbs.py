@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from dataclasses import dataclass, field
 from fastcore.basics import patch
+from ..core.check import between, one_of, whole
 from ..kernels.polya_gamma import polya_gamma
 from ..kernels.row_gibbs import row_block_gibbs, row_gibbs
 from .model import RingPrior, WeightedRing, check_rank, log_likelihood, multiplier_conditional, sample_prior
@@ -296,9 +297,9 @@ class RankAdaptation:
     every: int = 10        # sweeps between two looks
 
     def __post_init__(self):
-        if self.method not in ("grow", "truncate", "none"): raise ValueError(f"adaptation method is {self.method!r}; it must be grow, truncate or none")
-        if not 0 < self.tol < 1 or self.max_rank < 1 or self.every < 1:
-            raise ValueError(f"tol is {self.tol}, max_rank {self.max_rank}, every {self.every}; need 0 < tol < 1 and whole numbers of 1 or more")
+        one_of("adaptation method", self.method, ("grow", "truncate", "none"))
+        between("tol", self.tol, above=0, below=1)
+        for name in ("max_rank", "every"): whole(name, getattr(self, name), least=1)
 
     def step(self, ring: WeightedRing, sweep: int, draws):
         "Look at all bonds after `sweep` (from 1), in place; the largest component of a bond always survives."

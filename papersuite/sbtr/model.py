@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
+from ..core.check import whole
 from ..kernels.ring_entries import ring_entries
 from ..tensor.als import check_real
 from ..tensor.completion import check_masked
@@ -83,11 +84,9 @@ class RingPrior:
 # %% ../../nbs/sbtr/00_model.ipynb #dacc62e4
 def check_rank(rank, order: int) -> list[int]:
     "One rank per bond from an int or a sequence of `order` ints; `ValueError` for anything below 1."
-    if isinstance(rank, str) or not isinstance(rank, (int, np.integer)) and not hasattr(rank, "__len__"): raise TypeError(f"rank is {rank!r}; give a whole number, or one per bond")
-    ranks = [rank] * order if isinstance(rank, (int, np.integer)) else list(rank)
-    if len(ranks) != order: raise ValueError(f"rank has {len(ranks)} numbers; a tensor of order {order} has {order} bonds")
-    if any(isinstance(r, bool) or int(r) != r or r < 1 for r in ranks): raise ValueError(f"rank is {rank}; every bond needs a whole number of 1 or more")
-    return [int(r) for r in ranks]
+    if isinstance(rank, str) or not hasattr(rank, "__len__"): return [whole("rank", rank, least=1)] * order
+    if len(rank) != order: raise ValueError(f"rank has {len(rank)} numbers; a tensor of order {order} has {order} bonds")
+    return [whole(f"rank of bond {d}", r, least=1) for d, r in enumerate(rank)]
 
 def sample_prior(
     shape: tuple,

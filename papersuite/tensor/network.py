@@ -17,6 +17,7 @@ import numpy as np
 import opt_einsum as oe
 import tensorly as tl
 from fastcore.basics import patch
+from ..core.check import whole
 
 # %% ../../nbs/tensor/00_network.ipynb #c260096b
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def _ranks(rank, n: int, what: str) -> list:
     "`rank` as a list of `n` positive integers, else a `ValueError` or `TypeError` that says what is needed."
     ranks = list(rank) if hasattr(rank, "__len__") else [rank] * n
     if len(ranks) != n: raise ValueError(f"{what} has {len(ranks)} entries; it needs {n} (or one number for all)")
-    if not all(isinstance(r, (int, np.integer)) and not isinstance(r, bool) for r in ranks): raise TypeError(f"{what} is {rank}; ranks are integers")
-    if min(ranks) < 1: raise ValueError(f"{what} is {rank}; ranks are 1 or more")
-    return [int(r) for r in ranks]
+    return [whole(what, r, least=1) for r in ranks]
 
 def _network(name, nodes, shape, **bonds) -> TensorNetwork:
     "Modes are labelled `('i', k)`, bonds `(letter, k)` with sizes from the lists in `bonds`."

@@ -12,6 +12,7 @@ __all__ = ['WIDTHS', 'digits', 'open_ring', 'ring_matrix', 'identity_cores', 'ri
 # %% ../../nbs/tlora/00_algebra.ipynb #cb4fff76
 import math
 import torch
+from ..core.check import one_of, whole
 from ..kernels.dispatch import use_triton
 from ..kernels.kronecker_sum import kronecker_sum
 from torch import Tensor
@@ -24,7 +25,7 @@ def digits(
     n: int = 3, # D, number of digits
 ) -> tuple:     # I_1 … I_D, their product is `width`
     "How far each digit of an index runs: the official table, else balanced factors. `ValueError` for a prime width, which has no digits."
-    if isinstance(width, bool) or int(width) != width or width < 1 or n < 1: raise ValueError(f"width is {width!r} and the number of digits {n!r}; both must be whole numbers of 1 or more")
+    width, n = whole("width", width, least=1), whole("number of digits", n, least=1)
     if n == 3 and width in WIDTHS: return WIDTHS[width]
     primes, rest, p = [], width, 2
     while rest > 1:
@@ -59,8 +60,8 @@ def identity_cores(
     generator: torch.Generator | None = None, # of the bond matrices
 ) -> list:         # D tensors (I_d, I_d, R, R)
     "Cores of the identity matrix. `ValueError` for a rank below 1 or another `init`."
-    if isinstance(rank, bool) or int(rank) != rank or rank < 1: raise ValueError(f"transform rank is {rank!r}; it must be a whole number of 1 or more")
-    if init not in ("gauge", "paper"): raise ValueError(f"init is {init!r}; use gauge or paper")
+    rank = whole("transform rank", rank, least=1)
+    one_of("init", init, ("gauge", "paper"))
     while True:
         bonds = [torch.full((rank, rank), 1 / rank, dtype=torch.float64, device="cpu") for _ in shape] # also where new tensors are meta tensors
         if init == "gauge" and rank > 1: bonds = [m + 0.1 * torch.randn(rank, rank, generator=generator, dtype=torch.float64, device="cpu") for m in bonds]
@@ -113,7 +114,7 @@ def zero_ring(
     generator: torch.Generator | None = None,
 ) -> tuple:           # output cores, input cores
     "Cores of a residual that is zero, and of which only the first core has a gradient. `ValueError` for a rank below 1."
-    if isinstance(rank, bool) or int(rank) != rank or rank < 1: raise ValueError(f"residual rank is {rank!r}; it must be a whole number of 1 or more")
+    rank = whole("residual rank", rank, least=1)
     draw = lambda n, std: std * torch.randn(n, rank, rank, generator=generator)
     out = [draw(n, n**0.5 / rank**2) if d else torch.zeros(n, rank, rank) for d, n in enumerate(out_shape)]
     return out, [draw(n, n**-0.5) for n in in_shape]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
+from ..core.check import one_of, whole
 from .algebra import identity_cores, ring_factors, ring_matrix, zero_ring
 from ..vision.data import digits
 from scipy.linalg import eigh
@@ -215,8 +216,8 @@ def _check_fit(before, after, rank, residual, shapes):
     if before.ndim != 2 or before.shape != after.shape: raise ValueError(f"the weights are {tuple(before.shape)} and {tuple(after.shape)}; both must be the same (outputs, inputs)")
     if not (torch.isfinite(before).all() and torch.isfinite(after).all()): raise ValueError("a weight holds NaN or infinity; nothing can be fitted to it")
     if torch.equal(before, after): raise ValueError("the two weights are equal; there is no difference to approximate")
-    if residual not in ("lora", "ring"): raise ValueError(f"residual is {residual!r}; use lora or ring")
-    if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= min(before.shape): raise ValueError(f"residual rank is {rank!r}; it must be a whole number from 0 to {min(before.shape)}")
+    one_of("residual", residual, ("lora", "ring"))
+    whole("residual rank", rank, 0, min(before.shape))
     if residual == "ring" and shapes is None: raise ValueError("a ring residual needs shapes=(digits of the outputs, digits of the inputs)")
     if residual == "ring" and (math.prod(shapes[0]), math.prod(shapes[1])) != tuple(before.shape): raise ValueError(f"shapes {shapes} do not multiply to the weight's {tuple(before.shape)}")
 

@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from ..core.data import DataUnavailable, local_file
 from ..core.results import write_atomic
-from ..core.scales import pick_device, seed_everything
+from ..core.scales import pick_device, seeded, seed_everything
 from .data import dreambooth
 from .tuner import ATTENTION, TransformedLoraConfig
 from torch import Tensor, nn
@@ -104,8 +104,7 @@ def write_stand_ins(
     "Random models and pictures under the published names, for a dry run of everything on this page. `ValueError` for a folder that is in use."
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()): raise ValueError(f"{folder} is not empty; give a new folder, so that nothing real is replaced by a stand-in")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         for model in ("sd15", "sdxl"): pipeline = _tiny_pipeline(model); pipeline.save_pretrained(folder/"models"/HUB[model])
         pipeline.vae.save_pretrained(folder/"models"/HUB["sdxl_vae"])
         _tiny_judges(folder/"models")
