@@ -61,8 +61,11 @@ def seeded(
     "Within this context torch's global generators start from `seed`; the caller's random state is restored after it."
     import torch
     seed, device = check_seed("seed", seed), torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []): # `torch.manual_seed` would touch every GPU
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device): torch.cuda.manual_seed(seed)
         yield torch.Generator(device).manual_seed(seed)
 
 # %% ../../nbs/core/00_scales.ipynb #143f741d

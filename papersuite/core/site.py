@@ -126,7 +126,9 @@ def _entry(s: Symbol, site: Site, depth=0) -> str:
     "One symbol as a directive: signature, text, parameters, links."
     if s.kind == "alias": return f'<span id="{s.full}"></span>`{s.name}` is {{py:obj}}`{s.signature}`.\n'
     fence, name = ":" * (5 - depth), s.name
-    if s.kind == "data": head = [f"{name}", f":value: {s.signature if len(s.signature) < 100 else s.signature[:97] + '...'}"]
+    if s.kind == "data": # quoted, since a colon or a brace means something else to MyST
+        value = s.signature if len(s.signature) < 100 else s.signature[:97] + "..."
+        head = [name, f":value: {json.dumps(value, ensure_ascii=False)}"]
     elif s.kind == "property": head = [name, *(f":type: {t}" for t in s.signature.split(" -> ")[1:])]
     else: head = [name + s.signature]
     fields = [f":param {k}: {_escape(v)}" for k, v in s.comments.items() if k != "return"]
