@@ -77,7 +77,7 @@ def test_a_hundred_images_with_twenty_lost_have_wilsons_interval():
 def test_every_adversary_stays_in_its_ball():
     ramp = torch.linspace(0.25, 0.75, 8)
     x, y = (ramp + ramp[:, None]).div(2).repeat(4, 1, 1, 1), torch.tensor([0, 1, 2, 3])
-    a, b = (nn.Sequential(nn.Flatten(), nn.Linear(64, 4)) for _ in range(2))
+    a, b = (nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval() for _ in range(2))
     class Jointly(Joint):
         def forward(self, x): return self.a(x)
         def views(self): return {"full gradient": View(self), "joint": View(Joint(self.a, self.b), joint_loss)}
@@ -88,7 +88,7 @@ def test_every_adversary_stays_in_its_ball():
             size = sizes[threat.kind]((attack(defence, x, y).images - x).flatten(1))
             assert (size <= threat.size + 1e-5).all() and size.max() > 0, name
     for threat in (Threat("linf", 0.1), Threat("l2", 0.5), Threat("flow", 0.5)): # a flow moves along the ramp
-        check(Jointly(a, b), threat)
+        check(Jointly(a, b).eval(), threat)
         check(a, threat)
 
 
@@ -100,7 +100,7 @@ def test_a_defence_that_only_hides_its_gradient_is_found_out():
     class Rounding(nn.Module):
         def forward(self, x): return net(rounded(x) + 0 * x)
         def views(self): return {"full gradient": View(self), "BPDA": View(BPDA(rounded, net))}
-    report = evaluate(Rounding(), x, y, Threat("linf", 0.1), Budget(20, 1, 1), {"classifier": net})
+    report = evaluate(Rounding().eval(), x, y, Threat("linf", 0.1), Budget(20, 1, 1), {"classifier": net})
     plain = evaluate(net, x, y, Threat("linf", 0.1), Budget(20, 1, 1))
     lost = {k: v.mean().item() for k, v in report.failure.items()}
     all_of_it = plain.failure_of_worst.mean().item()

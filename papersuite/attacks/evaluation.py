@@ -158,7 +158,7 @@ def adversaries(
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #c997322d
 def _spent_on(defence, budget):
-    "Views, steps, and gradients a step; 0 of these for a model that always answers alike, which gets them as steps."
+    "Views, steps, and gradients a step: 0 for a model that always answers alike, which gets more steps."
     if hasattr(defence, "views"): return defence.views(), budget.steps, budget.draws
     return {"full gradient": View(defence)}, budget.steps * budget.draws, 0
 

@@ -534,6 +534,7 @@ def _saved_chains(tensors, order):
     for c, s in places: chains[c].append(_saved_ring(tensors, f"{c}/{s}", order))
     return chains
 
+# %% ../../nbs/sbtr/05_estimator.ipynb #a2a749dd
 def _saved_ring(tensors: dict, prefix: str, order: int) -> WeightedRing:
     "One ring of a file."
     parts = ([tensors[f"{prefix}/{part}/{d}"] for d in range(order)] for part in ("cores", "weights", "multipliers"))
