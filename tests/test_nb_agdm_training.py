@@ -20,9 +20,9 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_weights_are_not_averaged_beside_running_statistics():
     data, steps = digits()[:50], dict(steps=1, batch=8)
     batch, group = (ResNet(widths=(8, 8), fold=2, norm=norm) for norm in ("batch", "group"))
-    for fit in (train_classifier, lambda *a, **k: train_guide(*a, 0.1, inner=1, **k)):
-        with pytest.raises(ValueError, match="running statistics.*use ema=None"): fit(batch, data, ema=0.9, **steps)
-        assert len(fit(batch, data, **steps)) == len(fit(group, data, ema=0.9, **steps)) == 1
+    for learn in (train_classifier, lambda *a, **k: train_guide(*a, 0.1, inner=1, **k)):
+        with pytest.raises(ValueError, match="running statistics.*use ema=None"): learn(batch, data, ema=0.9, **steps)
+        assert len(learn(batch, data, **steps)) == len(learn(group, data, ema=0.9, **steps)) == 1
     still = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10)) # keeps none
     test_eq(len(train_classifier(still, data, ema=0.9, **steps)), 1)
 
@@ -76,9 +76,9 @@ print(train(ResNet(widths=(8, 8)), loss, digits(), 4, batch=8, folder=sys.argv[1
     def attempt(folder, kill, hashes):
         command, environment = [sys.executable, "-c", program, folder, str(kill)], os.environ | {"PYTHONHASHSEED": hashes}
         return subprocess.run(command, env=environment, capture_output=True, text=True)
-    with tempfile.TemporaryDirectory() as killed, tempfile.TemporaryDirectory() as whole:
+    with tempfile.TemporaryDirectory() as killed, tempfile.TemporaryDirectory() as through:
         test_eq(attempt(killed, 2, "1").returncode, 9)
-        resumed, once = attempt(killed, -1, "2"), attempt(whole, -1, "3")
+        resumed, once = attempt(killed, -1, "2"), attempt(through, -1, "3")
         assert resumed.returncode == 0, resumed.stderr[-500:]
         test_eq(resumed.stdout, once.stdout)
 
@@ -111,8 +111,8 @@ def test_data_that_cannot_be_trained_on_is_refused():
         (broken(nan), ValueError, "NaN"), (broken(labels=good.labels + 5), ValueError, "10 classes"),
         (broken(labels=good.labels.float()), TypeError, "labels are"), (good.pixels, TypeError, "data is Tensor"),
     ):
-        for fit in (train_classifier, lambda *a: train_guide(*a, 0.1)):
-            with pytest.raises(error, match=words): fit(net, data)
+        for learn in (train_classifier, lambda *a: train_guide(*a, 0.1)):
+            with pytest.raises(error, match=words): learn(net, data)
 
 
 # nbs/agdm/04_training.ipynb #20b1d54e

@@ -23,9 +23,9 @@ def test_the_expectation_of_a_fixed_model_is_the_model_and_jensen_holds():
     a, b = look(Counted(net), x, y, cross_entropy), look(Counted(net), x, y, cross_entropy, draws=3)
     test_close(a[1], b[1], eps=1e-6)
     noisy = lambda z: net(z + 0.3 * torch.randn_like(z))
-    torch.manual_seed(1); whole = cross_entropy(Expectation(noisy, 8, "probabilities")(x), y)
+    torch.manual_seed(1); of_mean = cross_entropy(Expectation(noisy, 8, "probabilities")(x), y)
     torch.manual_seed(1); single = torch.stack([cross_entropy(noisy(x), y) for _ in range(8)]).mean(0)
-    assert (whole <= single + 1e-5).all()
+    assert (of_mean <= single + 1e-5).all()
     test_fail(lambda: Expectation(net, 0), contains="draws is 0")
     test_fail(lambda: Expectation(net, 2, "votes"), contains="one of 'logits', 'probabilities'")
 

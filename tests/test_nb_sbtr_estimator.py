@@ -184,12 +184,12 @@ def test_an_online_run_goes_on_where_it_was_saved():
     problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
     index, y = problem.train_index, problem.train_values
     for m_step in ("gradient", "statistics"):
-        whole, half = (BayesianTensorRing(2, inference="online_em", m_step=m_step) for _ in range(2))
-        for k in range(6): whole.partial_fit(index[k::6], y[k::6], shape=problem.shape, n_total=len(y))
+        through, half = (BayesianTensorRing(2, inference="online_em", m_step=m_step) for _ in range(2))
+        for k in range(6): through.partial_fit(index[k::6], y[k::6], shape=problem.shape, n_total=len(y))
         for k in range(3): half.partial_fit(index[k::6], y[k::6], shape=problem.shape, n_total=len(y))
         with tempfile.TemporaryDirectory() as folder: half = load_ring_estimator(half.save(f"{folder}/half.safetensors"))
         for k in range(3, 6): half.partial_fit(index[k::6], y[k::6], n_total=len(y))
-        test_eq(half.to_tensor(), whole.to_tensor())
+        test_eq(half.to_tensor(), through.to_tensor())
 
 
 # nbs/sbtr/05_estimator.ipynb #fac26f13

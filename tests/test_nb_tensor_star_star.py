@@ -27,7 +27,7 @@ def test_arrays_that_do_not_close_the_star_are_refused():
     test_fail(lambda: TensorStarTensor(star.factors, [*star.cores[:2], star.cores[2][:, :, :1]]), contains="have shapes")
     test_fail(lambda: TensorStarTensor(star.cores, star.factors), contains="3 axes")
     for bad, exc, words in ((0, ValueError, "1 or more"), ((2, 2), ValueError, "three entries"), ((2, [2, 2], 2), ValueError, "needs 3"),
-                            (1.5, TypeError, "integers")):
+                            (1.5, TypeError, "whole number")):
         test_fail(lambda: star_ranks(bad, 3), exc=exc, contains=words)
     test_fail(lambda: star_ranks(2, 2), contains="3 or more")
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import textwrap
 from contextlib import redirect_stderr, redirect_stdout
@@ -30,7 +31,8 @@ def test_two_processes_train_the_weights_of_one_with_twice_the_batch():
     options = ["--steps", 12, "--schedule", "constant", "--seed", 5, "--accumulate", 2, "--batch", 4]
     with tempfile.TemporaryDirectory() as folder:
         line = launch_line("papersuite.training.example", "cpus", 2, options=["--folder", folder, *options])
-        done = subprocess.run(line, shell=True, capture_output=True, text=True)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]) # of this Python's own `accelerate`
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, env=os.environ | {"PATH": path})
         assert done.returncode == 0, done.stderr[-2000:]
         test_eq(json.loads(Path(folder, "run.json").read_text())["processes"], 2)
         end = read_checkpoint(list_checkpoints(folder)[12])
