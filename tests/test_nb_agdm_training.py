@@ -21,7 +21,7 @@ def test_weights_are_not_averaged_beside_running_statistics():
     data, steps = digits()[:50], dict(steps=1, batch=8)
     batch, group = (ResNet(widths=(8, 8), fold=2, norm=norm) for norm in ("batch", "group"))
     for learn in (train_classifier, lambda *a, **k: train_guide(*a, 0.1, inner=1, **k)):
-        with pytest.raises(ValueError, match="running statistics.*use ema=None"): learn(batch, data, ema=0.9, **steps)
+        with pytest.raises(ValueError, match="running statistics"): learn(batch, data, ema=0.9, **steps)
         assert len(learn(batch, data, **steps)) == len(learn(group, data, ema=0.9, **steps)) == 1
     still = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10)) # keeps none
     test_eq(len(train_classifier(still, data, ema=0.9, **steps)), 1)
@@ -88,8 +88,8 @@ def test_the_checkpoint_of_another_run_is_refused():
     net, loss = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), lambda net, x, y, g: F.cross_entropy(net(x), y)
     with tempfile.TemporaryDirectory() as folder:
         train(net, loss, digits(), 2, batch=16, ema=0.9, folder=folder)
-        with pytest.raises(ValueError, match="other ema, rate;"): train(net, loss, digits(), 2, batch=16, rate=1e-3, folder=folder)
-        with pytest.raises(ValueError, match="other pictures;"): train(net, loss, digits()[:50], 2, batch=16, ema=0.9, folder=folder)
+        with pytest.raises(ValueError, match="another ema .*learning_rate"): train(net, loss, digits(), 2, batch=16, rate=1e-3, folder=folder)
+        with pytest.raises(ValueError, match="another labels .*pictures"): train(net, loss, digits()[:50], 2, batch=16, ema=0.9, folder=folder)
 
 
 # nbs/agdm/04_training.ipynb #b1c139fb
@@ -109,7 +109,7 @@ def test_data_that_cannot_be_trained_on_is_refused():
     for data, error, words in (
         (broken((255 * good.pixels).byte()), TypeError, "uint8"), (broken(2 * good.pixels), ValueError, "lie in .0, 1."),
         (broken(nan), ValueError, "NaN"), (broken(labels=good.labels + 5), ValueError, "10 classes"),
-        (broken(labels=good.labels.float()), TypeError, "labels are"), (good.pixels, TypeError, "data is Tensor"),
+        (broken(labels=good.labels.float()), TypeError, "labels are"), (good.pixels, TypeError, "data is 'Tensor'"),
     ):
         for learn in (train_classifier, lambda *a: train_guide(*a, 0.1)):
             with pytest.raises(error, match=words): learn(net, data)
@@ -119,11 +119,11 @@ def test_data_that_cannot_be_trained_on_is_refused():
 def test_settings_of_the_loop_that_cannot_be_meant_are_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     for options, words in (
-        (dict(steps=0), "steps is 0"), (dict(batch=0), "batch is 0"), (dict(rate=-1), "rate is -1"), (dict(ema=1.0), "ema is 1.0"),
+        (dict(steps=0), "steps is 0"), (dict(batch=0), "batch is 0"), (dict(rate=-1), "learning_rate is -1"), (dict(ema=1.0), "ema is 1.0"),
         (dict(augment="crop"), "a tuple of crop"), (dict(augment=("turn",)), "crop, flip"), (dict(precision="fp8"), "one of None, 'bf16'"),
     ):
         with pytest.raises(ValueError, match=words): train_classifier(net, good, **options)
-    with pytest.raises(ValueError, match="requires a gradient"): train_classifier(copy.deepcopy(net).requires_grad_(False), good)
+    with pytest.raises(ValueError, match="require a gradient"): train_classifier(copy.deepcopy(net).requires_grad_(False), good)
 
 
 # nbs/agdm/04_training.ipynb #94272785

@@ -179,7 +179,7 @@ def build(self: Training,
 
 @patch
 def fit(self: Training, part: str, model: nn.Module, images: Images, folder: Path) -> list: # losses
-    "Train in place, by the loop of papersuite.agdm.training; checkpoints in `folder`."
+    "Train in place, by the one loop of papersuite.training; checkpoints in `folder`."
     options = RECIPES[part] | dict(precision="bf16", seed=self.seed, folder=folder, save_every=1000, title=part) | self.changes
     if part == "classifier": return train_classifier(model, images, **options)
     if part == "guide": return train_guide(model, images, self.eps, lam=self.lam, inner=self.inner, **options)
