@@ -28,12 +28,12 @@ def test_import_papersuite_loads_nothing_heavy():
 
 
 def test_the_command_line_loads_no_torch():
-    loaded = fresh("import papersuite.core.cli, sys; print(*sys.modules)")
-    assert "papersuite.core.cli" in loaded and not {"torch", "numpy", "matplotlib"} & set(loaded)
+    loaded = fresh("import papersuite.build.cli, sys; print(*sys.modules)")
+    assert "papersuite.build.cli" in loaded and not {"torch", "numpy", "matplotlib"} & set(loaded)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_can_be_imported(name): importlib.import_module(name)
 
 
-def test_there_are_modules(): assert "papersuite.core.runner" in MODULES
+def test_there_are_modules(): assert "papersuite.build.runner" in MODULES

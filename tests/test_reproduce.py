@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from papersuite.core.runner import committed_records, experiments, problems, reproduce
+from papersuite.build.runner import committed_records, experiments, problems, reproduce
 
 ROOT = Path(__file__).parents[1]
 PAPERS = list(experiments(ROOT))

@@ -16,14 +16,14 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from papersuite.core.results import HOLDS, read_record
-from papersuite.core.runner import reproduce
+from papersuite.build.runner import reproduce
 
 PARAMETERS = 'scale = "smoke"\nseed = 0'
 OPEN = """
 import matplotlib.pyplot as plt
 from papersuite.core.experiment import Experiment
 from papersuite.core.results import Rule
-import papersuite.core.figures, papersuite.core.runner
+import papersuite.core.figures, papersuite.build.runner
 print(seed, file=open("runs.txt", "a"))
 lab = Experiment("mini", scale, [seed])"""
 DRAW = """

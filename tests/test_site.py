@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup  # noqa: E402
 
 from papersuite.core.experiment import Experiment  # noqa: E402
 from papersuite.core.results import FAILS, HOLDS, UNDECIDED, UNTESTED, Rule  # noqa: E402
-from papersuite.core.site import build_site, navigation, page_name, readme, shown_records  # noqa: E402
+from papersuite.build.site import build_site, navigation, page_name, readme, shown_records  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
