@@ -67,6 +67,13 @@ def _method(node, module, lines, cells) -> Symbol:
 
 def _public(node) -> bool: return isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__call__")
 
+# %% ../../nbs/build/03_reference.ipynb #ada1063d
+def _statements(tree):
+    "The statements of a module, those under `if TYPE_CHECKING` among them."
+    for node in tree.body:
+        hidden = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        yield from node.body if hidden else [node]
+
 # %% ../../nbs/build/03_reference.ipynb #44d64d1f
 def read_module(path: Path, module: str) -> tuple[str, list[str], list[Symbol], dict]:
     "Summary, `__all__`, public symbols and patched methods (class -> methods) of an exported module."
@@ -76,7 +83,7 @@ def read_module(path: Path, module: str) -> tuple[str, list[str], list[Symbol], 
     marks = [(source[:m.start()].count("\n") + 1, m[1]) for m in re.finditer(r"^# %% .*#(\w+)$", source, flags=re.M)]
     cells = lambda node: next((c for l, c in reversed(marks) if l <= node.lineno), "")
     names, symbols, patched = [], [], {}
-    for node in tree.body:
+    for node in _statements(tree):
         if isinstance(node, ast.FunctionDef) and "patch" in _decorators(node):
             owner = ast.unparse(node.args.args[0].annotation).split(".")[-1]
             if _public(node): patched.setdefault(owner, []).append(_method(node, module, comments, cells))
@@ -93,8 +100,9 @@ def _symbols(node, module, lines, cells) -> list[Symbol]:
         signature, comments = _class_signature(node, lines)
         members = [_method(x, module, lines, cells) for x in node.body if _public(x)]
         return [Symbol(module, node.name, "class", signature, ast.get_docstring(node) or "", comments, node.lineno, cells(node), members)]
-    if isinstance(node, ast.ImportFrom) and node.level: # a package offers a name of its module
-        return [Symbol(module, a.name, "alias", f"papersuite.{module}.{node.module}.{a.name}", "", {}, node.lineno, cells(node)) for a in node.names]
+    if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("papersuite.")): # a name of another module
+        origin = f"papersuite.{module}.{node.module}" if node.level else node.module
+        return [Symbol(module, a.name, "alias", f"{origin}.{a.name}", "", {}, node.lineno, cells(node)) for a in node.names]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) and node.value else []
     several = targets and isinstance(targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
     pairs = zip(targets[0].elts, node.value.elts) if several else [(t, node.value) for t in targets]

@@ -10,6 +10,7 @@ __all__ = ['GGUFServer', 'MODELS', 'SentenceEncoder', 'fetch', 'find', 'load_cau
 
 # %% ../../nbs/language/03_init.ipynb #24c10bbc
 from .data import MODELS, fetch, find, python_manual, sst2
+from typing import TYPE_CHECKING
 
 # %% ../../nbs/language/03_init.ipynb #3f7c5867
 _LATER = {"models": ["SentenceEncoder", "load_causal_lm", "sentence_encoder", "tiny_language_model",
@@ -22,6 +23,12 @@ def __getattr__(name):
     for module, names in _LATER.items():
         if name in names: return getattr(importlib.import_module(f"papersuite.language.{module}"), name)
     raise AttributeError(f"papersuite.language has no {name!r}")
+
+# %% ../../nbs/language/03_init.ipynb #f5f5c4be
+if TYPE_CHECKING:
+    from papersuite.language.models import SentenceEncoder, load_causal_lm, sentence_encoder, tiny_language_model
+    from papersuite.language.models import tiny_sentence_encoder, write_gguf
+    from papersuite.language.serve import GGUFServer, serve_gguf
 
 # %% ../../nbs/language/03_init.ipynb #d44f0748
 _all_ = ["GGUFServer", "MODELS", "SentenceEncoder", "fetch", "find", "load_causal_lm",
