@@ -46,14 +46,18 @@ def train(
 ) -> list:            # the loss of every step; the model is in evaluation mode
     "Minimise `loss`. A folder with a checkpoint is continued. Errors as in `papersuite.training.fit`."
     check_data(data, batch, augment)
-    warmup = whole("steps", steps, least=1) // 20 if warmup is None else warmup
-    plan = TrainingPlan(
-        steps, rate, weight_decay, warmup, clip=clip, ema=ema, precision=precision, seed=seed, save_every=save_every)
+    plan = _plan(steps, warmup, rate, weight_decay, clip, ema, precision, seed, save_every)
     draw, climb = partial(_draw, data, batch, augment), lambda net, pair, generator: loss(net, *pair, generator)
     identity = None if folder is None else _identity(model, data, batch, augment) | (about or {})
     return fit(model, climb, draw, plan, folder=folder, identity=identity, title=title).losses
 
 # %% ../../nbs/agdm/04_training.ipynb #5612d2f8
+def _plan(steps, warmup, rate, weight_decay, clip, ema, precision, seed, save_every) -> TrainingPlan:
+    "A plan whose rate rises over a twentieth of the steps, unless `warmup` says otherwise."
+    warmup = whole("steps", steps, least=1) // 20 if warmup is None else warmup
+    how = dict(clip=clip, ema=ema, precision=precision, seed=seed, save_every=save_every)
+    return TrainingPlan(steps, rate, weight_decay, warmup, **how)
+
 def _draw(data, batch, augment, number, generator) -> tuple:
     "Pictures and labels of a batch, on the generator's device."
     rows = torch.randint(len(data), (batch,), generator=generator, device=generator.device).cpu()
