@@ -37,6 +37,8 @@ def test_a_misspelt_choice_is_answered_with_the_list():
     said = "penalty is 'L1'; it must be one of 'l1', None"
     test_fail(lambda: one_of("penalty", "L1", ("l1", None)), contains=said)
     test_fail(lambda: one_of("runs", True, (1, 2)), contains="one of 1, 2")
+    from_numpy = one_of("penalty", np.array(["l1"])[0], ("l1", None)) # as a search over an array of names gives it
+    test_eq((from_numpy, type(from_numpy)), ("l1", str))
 
 
 # nbs/core/00a_check.ipynb #9fa2c7cd
@@ -57,6 +59,7 @@ def test_what_holds_real_numbers_is_an_array():
         test_eq((answer.tolist(), answer.dtype), (rows, np.float64))
     test_eq(array("x", np.ones(2, np.float32)).dtype, np.float32)
     test_eq(array("x", [1.0, np.nan], missing=True).shape, (2,))
+    test_eq(array("x", torch.tensor([1.5], dtype=torch.bfloat16)).tolist(), [1.5])
 
 
 # nbs/core/00a_check.ipynb #bdaab1d4
@@ -77,5 +80,5 @@ def test_what_is_no_array_of_real_numbers_is_named():
 def test_a_mask_says_yes_or_no():
     test_eq(mask("mask", [1.0, 0.0], (2,)).tolist(), [True, False])
     test_eq(mask("mask", torch.tensor([True, False]), (2,)).tolist(), [True, False])
-    for bad in ([0.5, 1], [1, 0, 1], ["yes", "no"], [np.nan, 1]):
+    for bad in ([0.5, 1], [1, 0, 1], ["yes", "no"], [np.nan, 1], np.ma.array([1, 0], mask=[0, 1])):
         test_fail(lambda: mask("mask", bad, (2,)), contains="mask is")

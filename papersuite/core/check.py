@@ -95,10 +95,12 @@ def one_of(
     name: str, # of the argument
     value,     # what was given
     allowed,   # the values there are: any iterable, such as the keys of a table
-):             # the value itself
+):             # the allowed value, of its own type: a text of NumPy becomes an ordinary one
     "One of the allowed values; `InvalidArgument` that lists them for anything else."
     choices = list(allowed)
-    if any(value is c or (type(value) is type(c) and value == c) for c in choices): return value
+    same = lambda c: value is c or (isinstance(value, type(c)) and type(value) is not bool and value == c)
+    found = [c for c in choices if same(c)]
+    if found: return found[0]
     raise InvalidArgument(name, value, "one of " + ", ".join(map(repr, choices)))
 
 # %% ../../nbs/core/00a_check.ipynb #a916454f
@@ -134,7 +136,7 @@ def _plain_array(name, value):
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
         masked = _Words(f"a masked array with {np.ma.getmaskarray(value).sum()} masked entries")
         raise InvalidArgument(name, masked, "an array without a mask")
-    if hasattr(value, "detach"): value = value.detach().cpu()
+    if hasattr(value, "detach"): value = _on_cpu(value)
     if hasattr(value, "toarray"): raise InvalidArgument(name, _Words("a sparse matrix"), "a dense array")
     needed = "an array of real numbers"
     try: found = np.asarray(value)
@@ -157,6 +159,11 @@ class _Words:
     "A description in the place of a value."
     def __init__(self, text): self.text = text
     def __repr__(self): return self.text
+
+def _on_cpu(tensor):
+    "A tensor that NumPy can read, which knows no bfloat16."
+    tensor = tensor.detach().cpu()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
 
 # %% ../../nbs/core/00a_check.ipynb #cd096f55
 def _of_shape(found): return _Words(f"an array of shape {found.shape}")
@@ -187,8 +194,9 @@ def mask(
     shape: tuple[int, ...], # of the array that it belongs to
 ) -> np.ndarray:            # truth values
     "A mask for an array of this shape; `InvalidArgument` for anything else."
-    given = value.detach().cpu() if hasattr(value, "detach") else value
-    found = np.asarray(given)
+    if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
+        raise InvalidArgument(name, _Words("itself masked in places"), "an array without a mask")
+    found = np.asarray(_on_cpu(value) if hasattr(value, "detach") else value)
     needed = f"an array of truth values, or of zeros and ones, of shape {tuple(shape)}"
     if found.shape != tuple(shape): raise InvalidArgument(name, _of_shape(found), needed)
     if found.dtype.kind not in "biuf":

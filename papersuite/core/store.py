@@ -29,13 +29,18 @@ def save_tensors(
 ) -> Path:             # where the file is
     "Write arrays and facts to a safetensors file, atomically. `ValueError` for facts that JSON cannot hold."
     from safetensors.torch import save
-    about = {"format": kind, "facts": json.dumps(facts or {}, allow_nan=False)}
+    about = {"format": kind, "facts": json.dumps(facts or {}, allow_nan=False, default=_as_python)}
     return write_atomic(path, _in_order(save({name: _contiguous(t) for name, t in tensors.items()}, about)))
 
 def _contiguous(t):
     "As safetensors wants it: a tensor on the CPU, in one piece."
     import torch
     return torch.as_tensor(t).detach().cpu().contiguous()
+
+def _as_python(fact):
+    "A number or an array of NumPy as JSON knows it; a search over `np.arange` leaves such numbers in settings."
+    if hasattr(fact, "tolist"): return fact.tolist()
+    raise TypeError(f"a fact is {type(fact).__name__}, which JSON cannot hold")
 
 # %% ../../nbs/core/00c_store.ipynb #f1a21e76
 def _in_order(content):
