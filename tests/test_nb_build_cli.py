@@ -13,7 +13,8 @@ def test_every_command_explains_itself():
     for name, command in main.commands.items():
         answer = run.invoke(main, [name, "--help"])
         test_eq(answer.exit_code, 0)
-        assert "".join(command.help.split()) in "".join(answer.output.split()), name  # whole, but for where its lines break
+        joined = lambda text: "".join(text.split()) # lines may break elsewhere
+        assert joined(command.help) in joined(answer.output), name
     test_eq(set(main.commands), {"reproduce", "list", "claims", "data", "docs", "export"})
 
 
@@ -23,3 +24,32 @@ def test_a_mistake_of_the_user_ends_in_one_line_and_code_2():
         answer = CliRunner().invoke(main, [command, "no_such_paper"])
         test_eq(answer.exit_code, 2)
         assert "no paper no_such_paper" in answer.output and "Traceback" not in answer.output
+
+
+# nbs/build/01_cli.ipynb #e2d50a66
+def test_what_is_missing_is_fetched_and_what_cannot_be_is_a_sentence():
+    from papersuite.core.data import Dataset
+    from unittest import mock
+    asked = []
+    def fetch(): asked.append("far")
+    sets = [Dataset("made", "simulated", "", "", fetch), Dataset("far", "downloaded", "", "", fetch, "no/file"),
+            Dataset("own", "local", "its owner", "", fetch, "own.npz")]
+    with mock.patch("papersuite.core.data.all_datasets", lambda: sets):
+        get = lambda *names: CliRunner().invoke(main, ["data", "get", *names])
+        test_eq(get("made", "far").output, "made is here already\nfar has been fetched\n")
+        test_eq(asked, ["far"])
+        sentences = ("own", 1, "Put it at $PAPERSUITE_DATA/own.npz"), ("else", 2, "one of 'made', 'far', 'own'")
+        for name, code, words in sentences:
+            answer = get(name)
+            test_eq(answer.exit_code, code)
+            assert words in answer.output and "Traceback" not in answer.output
+        assert "far" in CliRunner().invoke(main, ["data"]).output
+
+
+# nbs/build/01_cli.ipynb #d78be0f4
+def test_whatever_can_be_fetched_is_fetched_without_an_argument():
+    import inspect
+    from papersuite.core.data import all_datasets
+    downloads = [d for d in all_datasets() if d.kind == "downloaded"]
+    for d in downloads: inspect.signature(d.load).bind()
+    assert len(downloads) > 5

@@ -35,6 +35,24 @@ def test_a_download_is_verified_cached_and_fails_in_one_sentence():
         test_fail(lambda: download(url, good, "x/b.txt"), exc=DataUnavailable, contains=url)
 
 
+# nbs/core/03_data.ipynb #8386edee
+def test_a_model_is_looked_for_in_the_users_folder_before_the_hub():
+    class Model:
+        @classmethod
+        def from_pretrained(cls, source, subfolder="", **options):
+            if Path(source, subfolder, "config.json").is_file(): return source, subfolder, options
+            raise OSError("no connection\nmore words")
+    with tempfile.TemporaryDirectory() as root, mock.dict(os.environ, {"PAPERSUITE_DATA": root}):
+        inside = Path(root)/"models/someone/model/unet"
+        inside.mkdir(parents=True)
+        (inside/"config.json").touch()
+        found = load_pretrained(Model, "someone/model", ("", "unet"), dtype="half")
+        test_eq(found, (str(inside.parent), "unet", {"dtype": "half"}))
+        test_eq(load_pretrained(Model, str(inside))[0], str(inside))
+        with ExceptionExpected(DataUnavailable, r"The model else/where is needed.*\(no connection\)"):
+            load_pretrained(Model, "else/where")
+
+
 # nbs/core/03_data.ipynb #eeec40a1
 def test_a_name_is_registered_once():
     @dataset("twice", "simulated", "", "")

@@ -46,3 +46,27 @@ def test_a_matrix_product_has_two_n_cubed_operations():
     test_eq(count_flops(lambda: a @ b), 2 * 4 * 5 * 6)
     test_eq(count_flops(lambda: (a @ b).sum().backward()), 3 * 2 * 4 * 5 * 6)
     test_eq(count_flops(lambda: a + 1), 0)
+
+
+# nbs/core/00d_measure.ipynb #d78f2130
+def test_the_count_is_that_of_torchs_own_counter():
+    from torch.nn.functional import conv2d, scaled_dot_product_attention
+    from torch.utils.flop_counter import FlopCounterMode
+    x, kernel = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3, requires_grad=True)
+    def network():
+        rows = conv2d(x, kernel, stride=2).flatten(2)
+        return scaled_dot_product_attention(rows, rows, rows).square().sum()
+    for call in (network, lambda: network().backward()):
+        with FlopCounterMode(display=False) as judge: call()
+        test_eq(count_flops(call), judge.get_total_flops())
+        assert judge.get_total_flops() > 1000
+
+
+# nbs/core/00d_measure.ipynb #d9d76a73
+def test_a_gradient_inside_a_gradient_is_counted():
+    weight, x = torch.randn(7, 7), torch.randn(1, 7, requires_grad=True)
+    def guided():
+        energy = (x @ weight).square().sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0]
+    test_eq(count_flops(guided), 2 * 2 * 7 * 7)
+    test_eq(count_flops(lambda: torch.autograd.grad(guided().sum(), x)), 4 * 2 * 7 * 7)

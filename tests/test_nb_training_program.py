@@ -23,6 +23,20 @@ def test_options_are_read_by_their_annotations():
             read_value("it", kind, text)
 
 
+# nbs/training/03_program.ipynb #13bb389a
+def test_what_is_found_in_the_end_is_kept_and_said():
+    @dataclass
+    class Nothing: pass
+    def build(settings, plan):
+        loss = lambda model, x, generator: model(x).square().mean()
+        finish = lambda model, folder, done: {"largest weight": model.weight.abs().max().item()}
+        return Task(nn.Linear(1, 1), loss, lambda number, generator: torch.ones(1, 1), finish=finish)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as said:
+        test_eq(main(Program("Learn.", Nothing, build, TrainingPlan(2)), ["--folder", folder], "it"), 0)
+        kept = json.loads(Path(folder, "run.json").read_text())["largest weight"]
+    assert f"; the largest weight is {kept:.4g}; see " in said.getvalue(), said.getvalue()
+
+
 # nbs/training/03_program.ipynb #60fb1dd0
 def test_every_mistake_is_one_sentence_and_status_2():
     @dataclass

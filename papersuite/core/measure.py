@@ -118,9 +118,17 @@ def resident_peak(
 
 # %% ../../nbs/core/00d_measure.ipynb #d02f7e5e
 def count_flops(
-    function: Callable, # called without arguments
+    function: Callable, # called without arguments; its tensors may lie on the meta device
 ) -> int:
-    "Floating-point operations of the matrix products and convolutions in a call, those of its gradients too."
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter: function()
-    return counter.get_total_flops()
+    "Floating-point operations of the products, convolutions and attention in a call, those of its gradients too."
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+    class Counter(TorchDispatchMode):
+        total = 0
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            out = operation(*args, **(kwargs or {}))
+            count = flop_registry.get(operation._overloadpacket)
+            if count: self.total += count(*args, **(kwargs or {}), out_val=out)
+            return out
+    with Counter() as counter: function()
+    return counter.total

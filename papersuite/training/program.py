@@ -43,7 +43,7 @@ class Task:
     draw: Callable                    # (number, generator) -> batch
     validate: Callable | None = None  # (model) -> number, the less the better
     identity: dict = field(default_factory=dict) # what settings and plan do not say, such as the data
-    finish: Callable | None = None    # (model, folder, fit) -> None; saves what is to be kept, in one process
+    finish: Callable | None = None    # (model, folder, fit) -> numbers for run.json, or None; in one process
 
 # %% ../../nbs/training/03_program.ipynb #d58871ed
 @dataclass(frozen=True)
@@ -153,15 +153,17 @@ def _report(task, folder, done, asked):
     "Write what is to be kept; a sentence about it."
     from accelerate import PartialState
     state = PartialState()
-    found = {"steps": len(done.losses), "last loss": done.losses[-1]}
+    found, kept = {"steps": len(done.losses), "last loss": done.losses[-1]}, {}
     if done.validations: found |= {"best": done.best, "best step": done.best_step}
     about = asked | found | {"processes": state.num_processes, "versions": library_versions()}
     if state.is_main_process:
-        if task.finish: task.finish(task.model, folder, done)
-        write_atomic(folder/"run.json", json.dumps(plain("run", about), indent=1) + "\n")
+        if task.finish: kept = task.finish(task.model, folder, done) or {}
+        write_atomic(folder/"run.json", json.dumps(plain("run", about | kept), indent=1) + "\n")
     state.wait_for_everyone()
     begun = f", {done.begun:,} of them before this start" if done.begun else ""
-    return f"{len(done.losses):,} steps are done{begun}; the last loss is {done.losses[-1]:.4g}; see {folder}"
+    numbers = {"last loss": done.losses[-1], **kept}
+    facts = "".join(f"; the {name} is {value:.4g}" for name, value in numbers.items())
+    return f"{len(done.losses):,} steps are done{begun}{facts}; see {folder}"
 
 # %% ../../nbs/training/03_program.ipynb #8a8611a1
 class _Parser(argparse.ArgumentParser):
