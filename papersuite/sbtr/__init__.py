@@ -12,7 +12,8 @@ __all__ = ['BayesianTensorRing', 'EMTensorRing', 'GibbsTensorRing', 'MaskedCP', 
 from .baselines import MaskedCP, MaskedRingALS
 from .estimator import (
     BayesianTensorRing, EMTensorRing, GibbsTensorRing, OnlineTensorRing, load_ring_estimator)
-from .model import RingPrior, WeightedRing, sample_prior
+from .model import WeightedRing, sample_prior
+from .prior import RingPrior
 from .variational import VariationalTensorRing
 
 # %% ../../nbs/sbtr/07_init.ipynb #20f7a19c

@@ -19,9 +19,10 @@ from ..core.check import between, one_of, whole
 from ..core.scales import pick_device, spawn_seeds
 from ..core.store import load_tensors, save_tensors, understood
 from .em import OnlineEM, minibatches, run_em
-from .gibbs import Draws, Observations, RankAdaptation, convergence_table, effective_ranks, initial_ring, run_gibbs
-from .model import RingPrior, WeightedRing, check_observations, check_rank, observed_entries
+from .gibbs import Observations, RankAdaptation, convergence_table, effective_ranks, initial_ring, run_gibbs
+from .model import WeightedRing, check_observations, check_rank, observed_entries
 from .model import refuse_masked, warn_empty_rows
+from .prior import Draws, Prior, RingPrior, check_prior, prior_facts, prior_of
 from pathlib import Path
 from sklearn.base import BaseEstimator
 
@@ -55,7 +56,7 @@ def _check_settings(self: RingEstimator):
     for name in COUNTS.keys() & own.keys(): whole(name, own[name], COUNTS[name])
     for name in {"learning_rate", "init_size"} & own.keys():
         if own[name] is not None: between(name, own[name], above=0)
-    if not isinstance(self.prior, RingPrior): raise TypeError(f"prior is a {type(self.prior).__name__}; give a RingPrior")
+    check_prior(self.prior)
     check_rank(self.rank, len(self.rank) if hasattr(self.rank, "__len__") else 1)
     self._rules()
 
@@ -190,7 +191,7 @@ class GibbsTensorRing(RingEstimator):
     def __init__(self,
         rank=2,                       # where adaptation starts, or fixed: int or one per bond
         likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
-        prior: RingPrior = RingPrior(), # hyper-parameters
+        prior: Prior = RingPrior(),     # hyper-parameters
         n_burn_in: int = 1500,        # sweeps before a ring is kept
         n_samples: int = 100,         # rings kept per chain
         thin: int = 5,                # sweeps from one kept ring to the next
@@ -250,7 +251,7 @@ class EMTensorRing(RingEstimator):
     def __init__(self,
         rank=2,                       # int or one per bond
         likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
-        prior: RingPrior = RingPrior(), # hyper-parameters
+        prior: Prior = RingPrior(),     # hyper-parameters
         n_iter: int = 200,            # sweeps at most
         init: str | None = None,      # "uniform" or "normal", see `initial_ring`; None: normal
         init_size: float | None = None, # spread of the first entries; None: that of `initial_ring`
@@ -371,7 +372,7 @@ class OnlineTensorRing(RingEstimator):
     def __init__(self,
         rank=2,                       # int or one per bond
         likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
-        prior: RingPrior = RingPrior(), # hyper-parameters
+        prior: Prior = RingPrior(),     # hyper-parameters
         n_epochs: int = 50,           # passes over the data
         batch_size: int = 512,        # observations per step
         m_step: str = "gradient",     # by Adam, or "statistics"
@@ -489,7 +490,7 @@ def save(self: RingEstimator, path: str | Path) -> Path:
     self._check_fitted()
     plain = lambda v: asdict(v) if is_dataclass(v) else list(v) if isinstance(v, tuple) else v
     own = {"inference": self.inference} | self.get_params(deep=False)
-    settings = {name: plain(value) for name, value in own.items() if name != "accelerator"}
+    settings = {name: plain(value) for name, value in own.items() if name != "accelerator"} | {"prior": prior_facts(self.prior)}
     facts = {"settings": settings, "shape": list(self.shape_), "ranks": list(self.ranks_), "best_chain": getattr(self, "best_chain_", 0)}
     facts |= {"center": self.center_, "scale": self.scale_, "moments": self._moments and asdict(self._moments)}
     if getattr(self, "_online", None): facts["online"] = self._online.facts()
@@ -522,7 +523,7 @@ def _restored(tensors, facts, device):
 # %% ../../nbs/sbtr/05_estimator.ipynb #34e709e4
 def _saved_settings(said):
     "Settings with their objects. Files of version 0.1 hold those of all algorithms, and the first ones know no mean."
-    settings = {"intercept": False} | said | {"prior": RingPrior(**said["prior"])}
+    settings = {"intercept": False} | said | {"prior": prior_of(said["prior"])}
     if isinstance(settings.get("adaptation"), dict): settings["adaptation"] = RankAdaptation(**settings["adaptation"])
     read = signature(INFERENCES[settings["inference"]]).parameters.keys() | {"inference"}
     return {name: value for name, value in settings.items() if name in read and name != "device"}

@@ -12,8 +12,10 @@ import math, time
 import numpy as np
 import torch
 from fastcore.basics import patch
+from ..core.check import one_of
 from ..kernels.ring_entries import ring_entries
 from .model import check_observations, check_rank
+from .prior import RELEVANCES, GammaPrior
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.distributions import Gamma, kl_divergence
@@ -32,7 +34,7 @@ class VariationalTensorRing:
         verbose: bool = False,
     ):
         if pruning not in ("energy", "error", None): raise ValueError(f"pruning is {pruning!r}; it must be energy, error or None")
-        if gamma_rule not in ("model", "published"): raise ValueError(f"gamma_rule is {gamma_rule!r}; it must be model or published")
+        one_of("gamma_rule", gamma_rule, RELEVANCES)
         if n_iter_max < 1 or not tol >= 0 or not c0 > 0 or not d0 > 0:
             raise ValueError(f"n_iter_max is {n_iter_max}, tol {tol}, c0 {c0}, d0 {d0}; need ≥ 1, ≥ 0, > 0, > 0")
         self.rank, self.n_iter_max, self.pruning, self.tol, self.gamma_rule = rank, n_iter_max, pruning, tol, gamma_rule
@@ -123,19 +125,19 @@ def _squares(self: VariationalTensorRing, d: int) -> Tensor:
 
 @patch
 def _update_gamma(self: VariationalTensorRing, d: int):
-    "Equation (4) for bond d."
-    D, published = len(self.cores_), self.gamma_rule == "published"
-    before, behind = self.cores_[d], self.cores_[(d + 1) % D]
-    shape = self.c0 + (len(before) * before.shape[1] + len(behind) * behind.shape[2]) / 2 - published
-    sums = self.gamma_[d - 1] @ self._squares(d) + self._squares((d + 1) % D) @ self.gamma_[(d + 1) % D]
-    rate = self.d0 + sums * (0.25 if published else 0.5)
+    "Equation (4) for bond d, by the rule that was chosen."
+    after, prior = (d + 1) % len(self.cores_), RELEVANCES[self.gamma_rule](self.c0, self.d0)
+    core, behind = self.cores_[d], self.cores_[after]
+    count = len(core) * core.shape[1] + len(behind) * behind.shape[2]
+    squares = self.gamma_[d - 1] @ self._squares(d) + self._squares(after) @ self.gamma_[after]
+    shape, rate = prior.conditional(count, squares)
     self._gamma_law[d] = (torch.full_like(rate, shape), rate)
-    self.gamma_[d] = shape / rate
+    self.gamma_[d] = prior.expected(count, squares)
 
 @patch
 def _update_noise(self: VariationalTensorRing, error: float):
     "Shape c₀ + n/2 and rate d₀ + E‖y - x‖²/2."
-    self._noise_law = (self.c0 + len(self._values) / 2, self.d0 + error / 2)
+    self._noise_law = GammaPrior(self.c0, self.d0).conditional(len(self._values), error)
     self.noise_precision_ = self._noise_law[0] / self._noise_law[1]
 
 # %% ../../nbs/sbtr/03_variational.ipynb #1115b6f8
