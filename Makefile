@@ -4,7 +4,7 @@ PYTHON ?= python3
 PAPERS ?=
 SCALE ?= smoke
 BIN := .venv/bin
-LIBRARY_NOTEBOOKS = $(filter-out %/90_experiments.ipynb, $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
+LIBRARY_NOTEBOOKS = $(filter-out $(wildcard nbs/*/9?_*.ipynb), $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 
 .PHONY: reproduce test docs lab export notebooks clean
 
@@ -17,7 +17,7 @@ reproduce: .venv/.installed
 # readers see. The experiments are left to tests/test_reproduce.py, which runs them as papermill does.
 test: .venv/.installed
 	rm -rf build/nbs && mkdir -p build && cp -r nbs build/nbs
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test build/nbs --save --n-workers 2 --skip-file-re '^([_.]|90_experiments)'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test build/nbs --save --n-workers 2 --skip-file-re '^([_.]|9[0-9]_)'
 	$(BIN)/pytest --cov=papersuite
 
 docs: .venv/.installed

@@ -9,13 +9,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from papersuite.build.runner import experiment_name, experiments
 from papersuite.build.testgen import generated_tests
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-EXPERIMENTS = [p for p in NOTEBOOKS if p.name == "90_experiments.ipynb"]
+EXPERIMENTS = list(experiments(ROOT).values())
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT/"nbs").as_posix())
-each_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.parent.name)
+each_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=experiment_name)
 
 
 def tool(name, *words, cwd):

@@ -10,6 +10,21 @@ import papersuite.build.runner as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
+# nbs/build/00_runner.ipynb #b43584b7
+def test_a_paper_may_have_several_experiments():
+    with tempfile.TemporaryDirectory() as d:
+        for name in ("a/90_experiments", "b/90_experiments", "b/91_weak_scaling", "b/00_model", "c/92_cost"):
+            path = Path(d)/"nbs"/f"{name}.ipynb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        known = experiments(Path(d))
+    test_eq(list(known), ["a", "b", "b-weak_scaling", "c-cost"])
+    test_eq(chosen([], known), list(known))
+    test_eq(chosen(["b", "a", "b-weak_scaling"], known), ["b", "b-weak_scaling", "a"])
+    test_eq(chosen(["b-weak_scaling", "c"], known), ["b-weak_scaling", "c-cost"])
+    test_fail(lambda: chosen(["b", "x"], known), contains="no paper x; there are a, b, b-weak_scaling, c-cost")
+
+
 # nbs/build/00_runner.ipynb #cf757054
 def test_a_bare_mark_does_not_swallow_the_next_line():
     test_eq(directives("#| gpu\n#| test: it_adds\n1 + 1"), {"gpu": "", "test": "it_adds"})

@@ -89,11 +89,10 @@ def claims(papers, scale):
     from papersuite.core.scales import check_scale
     try:
         known = runner.experiments()
-        unknown = [p for p in papers if p not in known]
-        if unknown: raise ValueError(f"no paper {', '.join(unknown)}; there are {', '.join(known)}")
+        names = runner.chosen(papers, known)
         records = runner.committed_records(scale=check_scale(scale))
     except (ValueError, FileNotFoundError) as e: raise click.UsageError(str(e))
-    wanted = [r for r in records if not papers or r["paper"] in papers]
+    wanted = [r for r in records if r["paper"] in names]
     click.echo(_claims_text(wanted).lstrip() if wanted else f"no committed results at {scale} scale")
 
 # %% ../../nbs/build/01_cli.ipynb #2ae14bc0

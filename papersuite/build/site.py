@@ -15,7 +15,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from .reference import Symbol, read_library
 from ..core.results import FAILS, HOLDS, UNDECIDED, UNTESTED, evidence_text, read_record, write_atomic
-from .runner import committed_records, directives
+from .runner import committed_records, directives, experiments
 
 # %% ../../nbs/build/04_site.ipynb #74bc61bf
 def navigation(root: Path) -> dict[str, list[str]]:
@@ -181,19 +181,27 @@ def _tallies(claims: list[dict]) -> str:
     return "\n\n".join(f"{title}: {_tally(group)}" for title, group in _by_asker(claims).items())
 
 # %% ../../nbs/build/04_site.ipynb #e21364e5
-def _title(root: Path, paper: str) -> str:
-    "Title of a paper: the first line of its first notebook."
-    first = next(iter(sorted((root/"nbs"/paper).glob("*.ipynb"))), None)
-    if not first: return paper
-    return "".join(json.loads(first.read_text())["cells"][0]["source"]).split("\n")[0].lstrip("# ")
+def _title(root: Path, name: str) -> str:
+    "Title of an experiment: that of its paper's first notebook, or its own if it is not the paper's first experiment."
+    found = _first_notebook(root, name)
+    if not found: return name
+    heading = "".join(json.loads(found.read_text())["cells"][0]["source"]).split("\n")[0]
+    return heading.lstrip("# ")
+
+def _first_notebook(root: Path, name: str) -> Path | None:
+    "Where a reader of an experiment begins."
+    own = experiments(root).get(name)
+    if own and own.stem != "90_experiments": return own
+    return next(iter(sorted((root/"nbs"/name).glob("*.ipynb"))), None)
 
 # %% ../../nbs/build/04_site.ipynb #6aae6149
 def gallery(site: Site) -> str:
     "A card per paper: a figure, its caption, the verdicts."
     cards = []
     for r in shown_records(site.root):
-        pages = [n for n in sum(site.sections.values(), []) if n.startswith(f"{r['paper']}/")]
-        title = f"[{_title(site.root, r['paper'])}](/{page_name(pages[0])}.ipynb)" if pages else r["paper"]
+        first, title = _first_notebook(site.root, r["paper"]), _title(site.root, r["paper"])
+        page = first and first.relative_to(site.root/"nbs").as_posix()
+        if page in sum(site.sections.values(), []): title = f"[{title}](/{page_name(page)}.ipynb)"
         figure = next((f for f in r["figures"] if (site.root/"data/figures"/r["paper"]/Path(f["file"]).name).exists()), None)
         image = f"![{_escape(figure['caption'])}](/{r['paper']}/{Path(figure['file']).name})\n\n{_escape(figure['caption'])}\n" if figure else ""
         more = f"[every claim with its numbers](/scoreboard.md#{r['paper'].replace('_', '-')})"
