@@ -284,20 +284,28 @@ def sample_posterior(self: RingEstimator,
     if n_draws is not None:
         if not 1 <= n_draws <= len(samples): raise ValueError(f"n_draws is {n_draws}; {len(samples)} rings were kept")
         samples = [samples[i] for i in np.linspace(0, len(samples) - 1, n_draws).round().astype(int)]
-    return self._entries(indices, samples)
+    return self._entries(self._positions(indices), samples).cpu().numpy()
 
+# %% ../../nbs/sbtr/05_estimator.ipynb #4b5ddc68
 @patch
-def _entries(self: RingEstimator, indices, samples) -> np.ndarray:
-    "Entries or probabilities of each ring, (rings, n)."
+def _positions(self: RingEstimator, indices) -> torch.Tensor:
+    "Checked positions (n, D) on the device of the rings."
     refuse_masked(indices, "indices")
     index = torch.as_tensor(np.asarray(indices.cpu() if hasattr(indices, "cpu") else indices))
-    if index.ndim != 2 or index.shape[1] != len(self.shape_): raise ValueError(f"indices have shape {tuple(index.shape)}; give one row per entry and {len(self.shape_)} columns")
+    columns = len(self.shape_)
+    if index.ndim != 2 or index.shape[1] != columns:
+        raise ValueError(f"indices have shape {tuple(index.shape)}; give one row per entry and {columns} columns")
     if index.is_floating_point(): raise TypeError(f"indices have dtype {index.dtype}; give integers")
     for d, size in enumerate(self.shape_):
-        if len(index) and not 0 <= int(index[:, d].min()) <= int(index[:, d].max()) < size: raise ValueError(f"indices of mode {d} must lie in 0 … {size - 1}")
-    index = index.long().to(samples[0].cores[0].device)
-    x = torch.stack([s.entries(index) for s in samples])
-    return (x.sigmoid() if self.likelihood == "bernoulli" else x * self.scale_ + self.center_).cpu().numpy()
+        inside = (0 <= index[:, d]) & (index[:, d] < size)
+        if not inside.all(): raise ValueError(f"indices of mode {d} must lie in 0 … {size - 1}")
+    return index.long().to(self.samples_[0].cores[0].device)
+
+@patch
+def _entries(self: RingEstimator, index: torch.Tensor, rings: list) -> torch.Tensor:
+    "Entries in units of the data, or probabilities, of each ring at checked positions: (rings, n)."
+    x = torch.stack([ring.entries(index) for ring in rings])
+    return x.sigmoid() if self.likelihood == "bernoulli" else x * self.scale_ + self.center_
 
 # %% ../../nbs/sbtr/05_estimator.ipynb #fb8d8708
 @patch
@@ -306,8 +314,9 @@ def predict(self: RingEstimator,
 ) -> np.ndarray:  # (n,)
     "Posterior mean of the entries, or of the probabilities for binary data; for an EM fit those of its one ring."
     self._check_fitted()
-    total = sum(self._entries(indices, [s])[0] for s in self.samples_)
-    return total / len(self.samples_)
+    index = self._positions(indices)
+    total = sum(self._entries(index, [ring])[0] for ring in self.samples_)
+    return (total / len(self.samples_)).cpu().numpy()
 
 @patch
 def to_tensor(self: RingEstimator) -> np.ndarray:
@@ -328,9 +337,9 @@ def predict_interval(self: RingEstimator,
     if not 0 < level < 1: raise ValueError(f"level is {level}; it must lie between 0 and 1")
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if not noise or self.likelihood == "bernoulli": return np.quantile(self.sample_posterior(indices), tails, axis=0, method="weibull").T
-    x = torch.as_tensor(self._entries(indices, self.samples_))
-    sd = torch.tensor([s.noise_precision ** -0.5 * self.scale_ for s in self.samples_], dtype=x.dtype)[:, None]
-    return np.stack([_mixture_quantile(x, sd, q).numpy() for q in tails], 1)
+    x = self._entries(self._positions(indices), self.samples_)
+    sd = x.new_tensor([s.noise_precision ** -0.5 * self.scale_ for s in self.samples_])[:, None]
+    return torch.stack([_mixture_quantile(x, sd, q) for q in tails], 1).cpu().numpy()
 
 def _mixture_quantile(mean, sd, q: float):
     "Quantile q of an equal mixture of normals (components, n), by bisection; 60 halvings reach double precision."
@@ -362,7 +371,9 @@ def diagnostics(self: GibbsTensorRing,
     if indices is None: indices = np.stack([np.random.default_rng(0).integers(0, n, 20) for n in self.shape_], 1)
     after = {k: np.array([c[self.n_burn_in:] for c in self.trace_[k]]) for k in ("log_likelihood", "noise_precision")}
     if self.likelihood == "bernoulli": after.pop("noise_precision")
-    return convergence_table(after | {"predictions": np.stack([self._entries(indices, c) for c in self.chains_])})
+    index = self._positions(indices)
+    predictions = torch.stack([self._entries(index, chain) for chain in self.chains_])
+    return convergence_table(after | {"predictions": predictions.cpu().numpy()})
 
 # %% ../../nbs/sbtr/05_estimator.ipynb #3dce9b96
 class OnlineTensorRing(RingEstimator):

@@ -103,14 +103,19 @@ def gathered(core: Tensor, rows: Tensor) -> Tensor:
 
 # %% ../../nbs/sbtr/01_gibbs.ipynb #4ead24d2
 def _sequential(gram, score, current, precision, noise):
-    "One scalar update (3) after the other, in NumPy: R numbers are no work for a device."
-    H, s, new, tau, z = (t.cpu().numpy().copy() for t in (gram, score, current, precision, noise))
+    "One scalar update (3) after the other; `score` follows by the column of `gram` that belongs to the coefficient."
+    own = gram.diagonal()
+    total = precision + own
+    pull, shift = own * current, noise / _root(total)
+    new = current.clone()
     for r in range(len(new)):
-        total = tau[r] + H[r, r]
-        value = (s[r] + H[r, r] * new[r]) / total + z[r] / math.sqrt(total)
-        s -= H[:, r] * (value - new[r])
-        new[r] = value
-    return torch.as_tensor(new).to(current)
+        new[r] = (score[r] + pull[r]) / total[r] + shift[r]
+        score = score - gram[:, r] * (new[r] - current[r])
+    return new
+
+def _root(x):
+    "Square roots, by Cholesky factors of 1 × 1 matrices: these are rounded correctly, which `Tensor.sqrt` on a CPU is not."
+    return torch.linalg.cholesky(x[:, None, None])[:, 0, 0]
 
 def _joint(gram, score, current, precision, noise):
     "All coefficients at once, by a Cholesky factor of the precision."
