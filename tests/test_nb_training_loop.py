@@ -235,6 +235,26 @@ def test_the_folder_of_another_run_is_refused():
                 attempt(folder, **options)
 
 
+# nbs/training/02_loop.ipynb #fb491794
+def test_a_run_at_a_constant_rate_may_be_made_longer():
+    def attempt(steps, folder, **options):
+        torch.manual_seed(0)
+        model, told = nn.Linear(2, 1), []
+        loss = lambda model, batch, generator: model(torch.randn(3, 2, generator=generator)).square().mean()
+        def tell(model, step): told.append((step, model.training, model.weight.tolist()))
+        plan = TrainingPlan(steps, save_every=2, **{"schedule": "constant", "ema": 0.5} | options)
+        fit(model, loss, lambda number, generator: None, plan, folder=folder, on_save=tell)
+        return told, model.weight.tolist()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        (whole, weight), (first, _), (second, resumed) = attempt(5, one), attempt(3, two), attempt(5, two)
+        test_eq([step for step, _, _ in first + second], [2, 3, 3, 4, 5])
+        test_eq([whole[0], *second[1:]], whole)
+        assert second[0] == first[1] and resumed == weight == whole[-1][2] and not whole[0][1]
+        for steps, options in ((4, {}), (7, {"schedule": "cosine"})):
+            with pytest.raises(ValueError, match="another .*steps"): attempt(steps, two, **options)
+        test_eq(attempt(2, None)[0], [])
+
+
 # nbs/training/02_loop.ipynb #0c4dd5a9
 def test_another_number_of_processes_is_another_run():
     def attempt(folder):

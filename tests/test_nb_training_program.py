@@ -37,6 +37,22 @@ def test_what_is_found_in_the_end_is_kept_and_said():
     assert f"; the largest weight is {kept:.4g}; see " in said.getvalue(), said.getvalue()
 
 
+# nbs/training/03_program.ipynb #8b8f4288
+def test_the_plan_may_depend_on_the_settings_and_a_task_is_told_of_checkpoints():
+    @dataclass
+    class Shape:
+        width: int = 2
+    def build(settings, plan):
+        loss = lambda model, batch, generator: model(batch).mean()
+        tell = lambda model, folder, step: (folder/f"told {step} {plan.steps}").touch()
+        return Task(nn.Linear(settings.width, 1), loss, lambda n, g: torch.ones(1, settings.width), on_save=tell)
+    program = Program("Learn.", Shape, build, lambda settings: TrainingPlan(settings.width, save_every=2))
+    for words, told in (((), ["told 2 2"]), (("--width", "3"), ["told 2 3", "told 3 3"]), (("--steps", "1"), ["told 1 1"])):
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            test_eq(main(program, ["--folder", folder, *words], "learn"), 0)
+            test_eq(sorted(path.name for path in Path(folder).glob("told*")), told)
+
+
 # nbs/training/03_program.ipynb #60fb1dd0
 def test_every_mistake_is_one_sentence_and_status_2():
     @dataclass

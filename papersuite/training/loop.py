@@ -132,21 +132,28 @@ def _copied(tensors):
     "Copies of tensors."
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
+# %% ../../nbs/training/02_loop.ipynb #0a924b5f
+@patch
+@contextmanager
+def judged(self: Run): # -> the weights by name
+    "Within this context the model has its average if it keeps one, is in evaluation mode and has no gradients."
+    weights = self.average.weights if self.average else self.weights
+    place = _holding(self.weights, weights) if self.average else nullcontext()
+    self.bare.eval()
+    with place, seeded(self.plan.seed, self.device), torch.no_grad(): yield weights
+    self.bare.train()
+
 # %% ../../nbs/training/02_loop.ipynb #addff8a7
 @patch
 def look(self: Run) -> float: # the result of the validation
     "Validate, and keep the weights if they are the best. `ArithmeticError` for a result that is not finite."
     from accelerate.utils import gather_object
-    judged = self.average.weights if self.average else self.weights
-    place = _holding(self.weights, judged) if self.average else nullcontext()
-    self.bare.eval()
-    with place, seeded(self.plan.seed, self.device), torch.no_grad(): result = float(self.validate(self.bare))
-    self.bare.train()
+    with self.judged() as weights: result = float(self.validate(self.bare))
     results = gather_object([result])
     value = sum(results) / len(results)
     if not math.isfinite(value): raise _diverged("validation", len(self.losses) - 1, value, self.plan)
     if value < min((v for _, v in self.validations), default=math.inf):
-        self.best = {"weights": _copied(judged), "buffers": _copied(self._buffers())}
+        self.best = {"weights": _copied(weights), "buffers": _copied(self._buffers())}
     self.validations.append((len(self.losses), value))
     return value
 
@@ -214,6 +221,12 @@ def _not_finite(weights):
     "Names of the weights that hold NaN or infinity."
     return [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
 
+# %% ../../nbs/training/02_loop.ipynb #1a0bc8a7
+@patch
+def may_grow(self: Run, done: int) -> bool:
+    "May the number of steps change, after so many are done?"
+    return self.plan.schedule == "constant" and self.validate is None and self.plan.steps >= done
+
 # %% ../../nbs/training/02_loop.ipynb #65a52446
 @patch
 def resume(self: Run, folder: Path, identity: dict):
@@ -221,7 +234,9 @@ def resume(self: Run, folder: Path, identity: dict):
     found = read_last(folder, _judge)
     if found is None: return
     path, content = found
-    changed = differences(content["identity"], identity)
+    free = {"steps"} if self.may_grow(len(content["losses"])) else set()
+    then, now = ({k: v for k, v in whose.items() if k not in free} for whose in (content["identity"], identity))
+    changed = differences(then, now)
     advice = "go on with the old values or choose another folder"
     if changed: raise ValueError(f"{path} is of a run with another {changed}; {advice}")
     self.restore(content)
@@ -236,9 +251,20 @@ def save(self: Run, folder: Path | None, identity: dict):
         save_step(folder, len(self.losses), self.content(identity))
     self.accelerator.wait_for_everyone()
 
+# %% ../../nbs/training/02_loop.ipynb #838c1b9c
+@patch
+def tell(self: Run, on_save: Callable | None):
+    "Call `on_save` with the model and the number of steps."
+    if on_save is None: return
+    if self.accelerator.is_main_process:
+        with self.judged(): on_save(self.bare, len(self.losses))
+    self.accelerator.wait_for_everyone()
+
 # %% ../../nbs/training/02_loop.ipynb #a9804015
 @patch
-def go(self: Run, folder: Path | None, identity: dict, title: str, progress: Callable | None):
+def go(self: Run,
+    folder: Path | None, identity: dict, title: str, progress: Callable | None, on_save: Callable | None,
+):
     "All steps that are not done yet, with their validations and checkpoints."
     from tqdm import tqdm
     plan, hidden = self.plan, True if progress or not self.accelerator.is_main_process else None
@@ -248,7 +274,9 @@ def go(self: Run, folder: Path | None, identity: dict, title: str, progress: Cal
             loss = self.step()
             done = len(self.losses)
             if self.validate and (done % plan.validate_every == 0 or done == plan.steps): self.look()
-            if done % plan.save_every == 0 or self.ended: self.save(folder, identity)
+            if done % plan.save_every == 0 or self.ended:
+                self.save(folder, identity)
+                if folder: self.tell(on_save)
             bar.update()
             if progress: progress(done, loss)
 
@@ -293,7 +321,7 @@ def _check_fit(model, plan, folder, identity, **functions):
     if not isinstance(plan, TrainingPlan): raise InvalidArgument("plan", plan, "a TrainingPlan")
     _check_model(model, plan.ema)
     for name, function in functions.items():
-        optional = name in ("validate", "progress")
+        optional = name in ("validate", "progress", "on_save")
         if callable(function) or (optional and function is None): continue
         raise InvalidArgument(name, function, "callable or None" if optional else "callable")
     if plan.patience is not None and functions["validate"] is None:
@@ -314,17 +342,20 @@ def fit(
     identity: dict | None = None,     # what else tells this run from others: settings of the loss, the data
     title: str = "training",          # of the progress bar
     progress: Callable | None = None, # called with steps done and loss after each step, instead of the bar
+    on_save: Callable | None = None,  # called with model and steps done after each checkpoint, in one process
 ) -> Fit:
     """Minimise a loss; the model ends in evaluation mode. Generators are on the device of the training.
 
     `InvalidArgument` before work starts, `ValueError` for a folder that holds another run or only damaged
     checkpoints, `ArithmeticError` for numbers that are not finite."""
-    _check_fit(model, plan, folder, identity, loss=loss, draw=draw, validate=validate, progress=progress)
+    functions = dict(loss=loss, draw=draw, validate=validate, progress=progress, on_save=on_save)
+    _check_fit(model, plan, folder, identity, **functions)
     run = Run(model, loss, draw, plan, validate)
     folder, known = folder and Path(folder), {}
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         known = run.identity(identity or {})
         run.resume(folder, known)
-    run.go(folder, known, title, progress)
+    if run.begun: run.tell(on_save)
+    run.go(folder, known, title, progress, on_save)
     return run.finish()

@@ -44,6 +44,7 @@ class Task:
     validate: Callable | None = None  # (model) -> number, the less the better
     identity: dict = field(default_factory=dict) # what settings and plan do not say, such as the data
     finish: Callable | None = None    # (model, folder, fit) -> numbers for run.json, or None; in one process
+    on_save: Callable | None = None   # (model, folder, steps done) -> None; the same after each checkpoint
 
 # %% ../../nbs/training/03_program.ipynb #d58871ed
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Program:
     about: str         # one sentence, for the help
     settings: type     # a dataclass; its fields become options, their comments the help
     build: Callable    # (settings, plan) -> Task; PyTorch's random state starts from the plan's seed
-    plan: TrainingPlan # what holds where an option says nothing
+    plan: TrainingPlan | Callable # what holds where an option says nothing, or a function of the settings
 
 @dataclass(frozen=True)
 class Command:
@@ -107,11 +108,11 @@ def field_comments(
 
 # %% ../../nbs/training/03_program.ipynb #ec54e342
 def _add_options(parser, cls, defaults=None):
-    "An option for each field of a dataclass that can be typed."
+    "An option for each field of a dataclass that can be typed; defaults may be a function of other options."
     kinds, comments = typing.get_type_hints(cls), field_comments(cls)
     for f in fields(cls):
         if _inner(kinds[f.name])[0] is None: continue
-        default = getattr(defaults, f.name) if defaults else f.default
+        default = getattr(defaults, f.name, "as the other options say") if defaults else f.default
         if f.default_factory is not MISSING: default = f.default_factory()
         end = "needed" if default is MISSING else f"default: {'none' if default is None else default}"
         words = f"{comments.get(f.name, '')} [{end}]".strip().replace("%", "%%")
@@ -142,10 +143,12 @@ def start(self: Program, given: dict) -> str: # what is to be printed
     "Train, or go on. Errors as in `fit`."
     if "folder" not in given: raise ValueError("--folder must be given; checkpoints and results go there")
     folder, settings = Path(given["folder"]), _filled(self.settings, given)
-    plan = _filled(TrainingPlan, given, self.plan)
+    defaults = self.plan(settings) if callable(self.plan) else self.plan
+    plan = _filled(TrainingPlan, given, defaults)
     with seeded(plan.seed): task = self.build(settings, plan)
     identity = plain("identity", asdict(settings) | task.identity)
-    done = fit(task.model, task.loss, task.draw, plan, task.validate, folder, identity)
+    tell = task.on_save and (lambda model, step: task.on_save(model, folder, step))
+    done = fit(task.model, task.loss, task.draw, plan, task.validate, folder, identity, on_save=tell)
     return _report(task, folder, done, {"settings": asdict(settings), "plan": asdict(plan)})
 
 # %% ../../nbs/training/03_program.ipynb #85410a5d
