@@ -19,25 +19,43 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 # nbs/agdm/05_evaluation.ipynb #7e106128
 def test_a_mixture_is_the_logarithm_of_the_mean_probability():
     torch.manual_seed(0)
-    a, b, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(5, 1, 2, 2)
+    a, b = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+    x, y = torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
     test_close(Mixture(a, b)(x).exp(), (a(x).softmax(1) + b(x).softmax(1)) / 2, eps=1e-6)
-    test_close(joint_loss(Joint(a, b)(x), torch.tensor([0, 1, 2, 0, 1])), cross_entropy(a(x), torch.tensor([0, 1, 2, 0, 1])) + cross_entropy(b(x), torch.tensor([0, 1, 2, 0, 1])), eps=1e-6)
+    test_close(joint_loss(Joint(a, b)(x), y), cross_entropy(a(x), y) + cross_entropy(b(x), y), eps=1e-6)
 
 
 # nbs/agdm/05_evaluation.ipynb #dc18932c
 def test_every_defence_is_what_its_name_says():
     pipe, x = tiny_pipeline(), torch.rand(2, 1, 8, 8)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    parts = net, pipe.unet, pipe.scheduler, pipe.guide
     def answer(name, scale=30.0):
         torch.manual_seed(0)
-        return build_defence(name, net, pipe.unet, pipe.scheduler, pipe.guide, scale, start=60, steps=3)(x)
+        return build_defence(name, *parts, scale, start=60, steps=3)(x)
     assert torch.equal(answer("undefended"), net(x)) and torch.equal(answer("guide"), pipe.guide.network(x))
-    for name in SCALED: assert torch.equal(answer(name, 0.0), answer("diffpure")) and not torch.equal(answer(name), answer("diffpure")), name
+    plain = answer("diffpure")
+    for name in [name for name, entry in DEFENCES.items() if entry.scaled]:
+        assert torch.equal(answer(name, 0.0), plain) and not torch.equal(answer(name), plain), name
     by_hand = PurifiedClassifier(pipe, net, start=60, steps=3, scale=30.0)
-    torch.manual_seed(0); assert torch.equal(answer("agdm"), (torch.manual_seed(0), by_hand(x))[1])
-    test_close(answer("mixture").exp(), (answer("diffpure").softmax(1) + pipe.guide.network(x).softmax(1)) / 2, eps=1e-6)
-    test_fail(lambda: answer("adbm"), contains="there are undefended, guide")
+    torch.manual_seed(0)
+    assert torch.equal(by_hand(x), answer("agdm"))
+    test_close(answer("mixture").exp(), (plain.softmax(1) + pipe.guide.network(x).softmax(1)) / 2, eps=1e-6)
+    test_fail(lambda: answer("adbm"), contains="one of 'undefended', 'guide'")
     test_fail(lambda: build_defence("agdm", net, pipe.unet, pipe.scheduler, None), contains="needs a guide")
+
+
+# nbs/agdm/05_evaluation.ipynb #8d142100
+def test_one_registration_adds_a_defence():
+    from papersuite.agdm.evaluation import DEFENCES, build_defence, defence
+    from papersuite.agdm.full_evaluation import read_defence
+    @defence("blurred")
+    def blurred(parts): return nn.Sequential(nn.AvgPool2d(3, 1, 1), parts.classifier)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), torch.rand(2, 1, 8, 8)
+    made = build_defence("blurred", net, None, None, None).eval()
+    test_eq(evaluate(made, x, made(x).argmax(1), Threat("linf", 0.1), Budget(2, 1, 1)).failure["clean"].sum(), 0)
+    test_eq(read_defence("blurred", 30), ("blurred", 0.0))
+    del DEFENCES["blurred"]
 
 
 # nbs/agdm/05_evaluation.ipynb #71dd01cf
@@ -63,10 +81,10 @@ def test_every_adversary_stays_in_its_ball():
     pipe, x, y = tiny_pipeline(), (ramp + ramp[:, None]).div(2).repeat(4, 1, 1, 1), torch.tensor([0, 1, 2, 3])
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     defended = PurifiedClassifier(pipe, net, start=50, steps=3)
-    for defence in (defended, Mixture(defended, pipe.guide.network), net):
+    for model in (defended.eval(), Mixture(defended, pipe.guide.network).eval(), net.eval()):
         for threat in (Threat("linf", 0.1), Threat("l2", 0.5), Threat("flow", 0.5)):
-            for name, attack in adversaries(defence, threat, Budget(3, 2, 1), {"guide": pipe.guide.network}).items():
-                step = (attack(defence, x, y).images - x).flatten(1)
+            for name, attack in adversaries(model, threat, Budget(3, 2, 1), {"guide": pipe.guide.network}).items():
+                step = (attack(model, x, y).images - x).flatten(1)
                 size = {"linf": step.abs().amax(1), "l2": step.norm(dim=1), "flow": step.abs().amax(1) / (0.5 / 7)}[threat.kind] # a flow moves along the ramp
                 assert (size <= threat.size + 1e-5).all() and size.max() > 0, name
 

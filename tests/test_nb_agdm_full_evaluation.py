@@ -40,7 +40,7 @@ def test_without_scale_every_guided_defence_is_diffpure():
         torch.manual_seed(1)
         return plan.defence(name, scale, parts)(x)
     free = answer("diffpure", 0.0)
-    for name in SCALED:
+    for name in [name for name, entry in DEFENCES.items() if entry.scaled]:
         assert torch.equal(answer(name, 0.0), free) and not torch.equal(answer(name, 50.0), free), name
     assert torch.equal(answer("undefended", 0), net(x)) and torch.equal(answer("guide", 0), pipe.guide.network(x))
     average = (free.softmax(1) + pipe.guide.network(x).softmax(1)) / 2

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #6f01de15
-from .evaluation import DEFENCES, SCALED, build_defence
+from .evaluation import DEFENCES, build_defence
 from .guide import Guide
 from .networks import load_any_guide, load_classifier, load_unet
 from ..attacks.autoattack import WorstCase
@@ -52,16 +52,17 @@ def read_defence(
     name, _, own = text.partition(":")
     if name not in DEFENCES:
         raise ValueError(f"the defence {text!r} is unknown; there are {', '.join(DEFENCES)}")
-    if own and name not in SCALED:
+    scaled = DEFENCES[name].scaled
+    if own and not scaled:
         raise ValueError(f"the defence {text!r} has a scale, but nothing guides {name}")
     try: value = float(own or scale)
     except ValueError: raise ValueError(f"the scale of the defence {text!r} is no number") from None
     between(f"the scale of the defence {text!r}", value, least=0)
-    return name, value if name in SCALED else 0.0
+    return name, value if scaled else 0.0
 
 def _label(defence: tuple) -> str: # such as "agdm 30"
     name, scale = defence
-    return f"{name} {scale:g}" if name in SCALED else name
+    return f"{name} {scale:g}" if DEFENCES[name].scaled else name
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #948566a1
 @dataclass
@@ -138,12 +139,12 @@ class Evaluation:
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #ba48f9ad
 @patch
 def defence(self: Evaluation,
-    name: str,    # of `DEFENCES`
+    name: str,    # a key of `DEFENCES`
     scale: float, # of its guidance
     n: Networks,
 ) -> nn.Module:
     "A defence with the chain of this evaluation. `ValueError` if it needs a guide and there is none."
-    if name in ("guide", "standard", "agdm", "mixture") and n.guide is None:
+    if DEFENCES[name].needs_guide and n.guide is None:
         raise ValueError(f"the defence {name} needs a guide; train one or say where it is by --guide")
     chain = dict(runs=self.runs, start=self.start, steps=self.steps, checkpoint=self.checkpoint)
     return build_defence(name, n.classifier, n.unet, n.scheduler, n.guide, scale, **chain)

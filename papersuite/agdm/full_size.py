@@ -165,7 +165,7 @@ RECIPES = {
 class EvaluationSettings(Evaluation):
     "An evaluation from the command line."
     folder: Path = field(kw_only=True)   # holds the folders of the trainings: classifier, guide, denoiser
-    defences: tuple[str, ...] = DEFENCES # agdm:10 has its own scale
+    defences: tuple[str, ...] = tuple(DEFENCES) # agdm:10 has its own scale
     threats: tuple[str, ...] = ("linf:8/255",) # such as linf:8/255,l2:0.5,flow:1
     scale: float = 30.0                  # of the guidance, where a defence has none of its own
     unet: str | None = None              # folder or hub id; none: of the folder, or google/ddpm-cifar10-32
