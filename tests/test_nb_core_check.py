@@ -76,6 +76,22 @@ def test_what_is_no_array_of_real_numbers_is_named():
     test_fail(lambda: array("x", [np.inf, np.nan], missing=True), contains="in 1 places")
 
 
+# nbs/core/00a_check.ipynb #3286e250
+def test_only_real_numbers_without_a_mask_pass():
+    for good in (np.ones(2), np.ones(2, int), torch.ones(2, dtype=torch.bfloat16), np.array([1, 2.5], object)):
+        real("x", good)
+        unmasked("x", good)
+    dates = np.array(["2020-01-01"], "M8[D]")
+    for bad, word in (
+        (np.array([1j]), "complex numbers; it must be an array of real numbers; split it"),
+        (torch.tensor([1j]), "complex numbers"), (np.array(["1"]), "text"), (dates, "dates"),
+        (np.array([1, "a"], object), "text"), (dates.astype(object), "dates"), (np.array([2j], object), "complex"),
+    ): test_fail(lambda: real("x", bad, "split it"), contains=word)
+    unmasked("x", np.ma.array([1, 2]))
+    with_hole = np.ma.array([1, 2], mask=[0, 1])
+    test_fail(lambda: unmasked("x", with_hole, "drop it"), contains="1 masked entries; it must be an array without a mask; drop it")
+
+
 # nbs/core/00a_check.ipynb #c00598cf
 def test_a_mask_says_yes_or_no():
     test_eq(mask("mask", [1.0, 0.0], (2,)).tolist(), [True, False])

@@ -67,7 +67,7 @@ def test_growing_ranks_end_at_the_wanted_ones():
 def test_what_cannot_be_completed_is_refused_in_one_sentence():
     x = np.ones((4, 5, 6)); fit = TensorStarCompletion(2).fit_transform
     test_fail(lambda: fit(x, np.zeros(x.shape, bool)), contains="observes nothing")
-    test_fail(lambda: fit(x, np.ones((4, 5), bool)), contains="mask has shape")
+    test_fail(lambda: fit(x, np.ones((4, 5), bool)), contains="mask is an array of shape")
     test_fail(lambda: fit(x[0], np.ones((5, 6), bool)), contains="needs 3")
     test_fail(lambda: fit(x.astype(int)), exc=TypeError, contains="floating point")
     test_fail(lambda: fit(x.astype(complex)), exc=TypeError, contains="imaginary")

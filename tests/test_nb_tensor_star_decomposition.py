@@ -100,7 +100,7 @@ def test_what_cannot_be_decomposed_is_refused_in_one_sentence():
     good = np.random.default_rng(0).normal(size=(4, 5, 6))
     for x, exc, words in ((np.where(good > 1, np.nan, good), ValueError, "NaN"), (good[0], ValueError, "needs 3"), (good[:0], ValueError, "empty"),
                           (good.astype(int), TypeError, "floating point"), (torch.tensor(good), TypeError, "computes with numpy"),
-                          (good.astype(complex), TypeError, "imaginary"), (good.astype("U8"), TypeError, "text, dates"),
+                          (good.astype(complex), TypeError, "imaginary"), (good.astype("U8"), TypeError, "array of text"),
                           (np.ma.array(good, mask=good > 1), TypeError, "masked array")):
         test_fail(lambda: TensorStar(2).fit(x), exc=exc, contains=words)
     test_fail(lambda: TensorStar(0).fit(good), contains="1 or more")

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import tensorly as tl
 from fastcore.basics import patch
+from ..core.check import between, real, whole
 from .network import TensorNetwork, contract
 
 # %% ../../nbs/tensor/01_als.ipynb #ba4ed02c
@@ -21,20 +22,24 @@ def _fuse(
     operands: list,   # (labels, array) pairs that stand still
     keep: frozenset,  # labels that someone still needs
 ) -> list:
-    "Contract each connected part of `operands`, unless the result would hold more numbers than the part and more than a megabyte."
-    plan = _plan(tuple(labels for labels, _ in operands), tuple(tuple(a.shape) for _, a in operands), keep)
-    return [(output, contract([operands[n] for n in part], output)) if len(part) > 1 else operands[part[0]] for part, output in plan]
+    "Contract each connected part of `operands`, unless that makes more numbers, and more than a megabyte."
+    labels = tuple(own for own, _ in operands)
+    shapes = tuple(tuple(array.shape) for _, array in operands)
+    def joined(part, output):
+        if len(part) == 1: return operands[part[0]]
+        return output, contract([operands[n] for n in part], output)
+    return [joined(part, output) for part, output in _plan(labels, shapes, keep)]
 
 # %% ../../nbs/tensor/01_als.ipynb #e43cc1b3
 @lru_cache(maxsize=4096)
 def _plan(labels: tuple, shapes: tuple, keep: frozenset) -> list:
-    "For `_fuse`: (numbers of the operands to join, labels of the result). Depends on the drawing alone, so it is made once."
+    "For `_fuse`: (numbers of the operands to join, labels of the result)."
     plan = []
     for part in _connected(labels):
         size = {l: n for v in part for l, n in zip(labels[v], shapes[v])}
         output = tuple(l for l in size if l in keep)
-        smaller = math.prod(size[l] for l in output) <= max(2**17, sum(math.prod(shapes[v]) for v in part))
-        plan += [(part, output)] if smaller else [([v], None) for v in part]
+        now, then = sum(math.prod(shapes[v]) for v in part), math.prod(size[l] for l in output)
+        plan += [(part, output)] if then <= max(2**17, now) else [([v], None) for v in part]
     return plan
 
 # %% ../../nbs/tensor/01_als.ipynb #f8994c46
@@ -53,23 +58,32 @@ def _primed(node: tuple, modes: tuple) -> tuple:
 
 def _layers(net: TensorNetwork, weights: list, group: list) -> list:
     "The nodes of `group` in both layers, as operands."
-    return [o for v in group for o in ((net.nodes[v], weights[v]), (_primed(net.nodes[v], net.modes), weights[v]))]
+    both = [(net.nodes[v], _primed(net.nodes[v], net.modes)) for v in group]
+    return [(labels, weights[v]) for v, pair in zip(group, both) for labels in pair]
 
 # %% ../../nbs/tensor/01_als.ipynb #0f8a5d24
 def _solve(
     grams: list, # H as a Kronecker product of symmetric matrices (usually of one)
-    rhs, old,    # (rows of each Gram matrix…, modes): right-hand side and present value
+    rhs,         # (rows of each Gram matrix…, modes): right-hand side
+    old,         # of the same shape: present value
     rho: float,  # proximal weight
 ) -> tuple:      # the solution W and ⟨W, H W⟩
     "Solve (H + ρI) W = B + ρ W_old."
     target = rhs + rho * old
-    if len(grams) == 1:
-        solution = tl.solve(grams[0] + rho * tl.eye(grams[0].shape[0], **tl.context(rhs)), target)
-        return solution, tl.sum(solution * tl.dot(grams[0], solution))
+    if len(grams) > 1: return _solve_product(grams, target, rho)
+    solution = tl.solve(grams[0] + rho * tl.eye(grams[0].shape[0], **tl.context(rhs)), target)
+    return solution, tl.sum(solution * tl.dot(grams[0], solution))
+
+# %% ../../nbs/tensor/01_als.ipynb #ab8eb403
+def _solve_product(grams: list, target, rho: float) -> tuple: # the solution W and ⟨W, H W⟩
+    "Solve (H₁ ⊗ H₂ ⊗ … + ρI) W = target by the eigenvectors of each factor."
     values, bases = zip(*map(tl.eigh, grams))
-    spectrum = tl.reshape(tl.tenalg.outer([tl.clip(v, 0) for v in values]), [*(v.shape[0] for v in values), 1])
-    rotated = tl.tenalg.multi_mode_dot(target, [tl.transpose(u) for u in bases], modes=list(range(len(bases)))) / (spectrum + rho)
-    return tl.tenalg.multi_mode_dot(rotated, list(bases), modes=list(range(len(bases)))), tl.sum(spectrum * rotated**2)
+    axes = list(range(len(bases)))
+    products = tl.tenalg.outer([tl.clip(v, 0) for v in values])
+    spectrum = tl.reshape(products, [*(v.shape[0] for v in values), 1])
+    rotated = tl.tenalg.multi_mode_dot(target, list(map(tl.transpose, bases)), modes=axes) / (spectrum + rho)
+    solution = tl.tenalg.multi_mode_dot(rotated, list(bases), modes=axes)
+    return solution, tl.sum(spectrum * rotated**2)
 
 # %% ../../nbs/tensor/01_als.ipynb #a5369f61
 @patch
@@ -78,9 +92,11 @@ def _grams(self: TensorNetwork, node: tuple, layers: list) -> list:
     out = []
     for part in _connected(tuple(labels for labels, _ in layers)):
         held = {l for n in part for l in layers[n][0]}
-        if bonds := tuple(l for l in node if l in held and l not in self.modes):
-            size = math.prod(self.sizes[l] for l in bonds)
-            out.append((bonds, tl.reshape(contract([layers[n] for n in part], bonds + _primed(bonds, ())), (size, size))))
+        bonds = tuple(l for l in node if l in held and l not in self.modes)
+        if not bonds: continue
+        size = math.prod(self.sizes[l] for l in bonds)
+        gram = contract([layers[n] for n in part], bonds + _primed(bonds, ()))
+        out.append((bonds, tl.reshape(gram, (size, size))))
     return out
 
 # %% ../../nbs/tensor/01_als.ipynb #ab6bc6fe
@@ -89,38 +105,49 @@ def _update(self: TensorNetwork, weights, v, data, layers, prox, relative):
     "Solve for node `v` in place and return (⟨W, B⟩, ⟨W, H W⟩) at the solution."
     node, pieces = self.nodes[v], self._grams(self.nodes[v], layers)
     grams = [gram for _, gram in pieces] or [tl.ones((1, 1), **tl.context(weights[v]))]
-    labels = tuple(l for bonds, _ in pieces for l in bonds) + tuple(l for l in node if l in self.modes)
+    labels = sum((bonds for bonds, _ in pieces), ()) + tuple(l for l in node if l in self.modes)
     order = [node.index(l) for l in labels]
     shape = [*(g.shape[0] for g in grams), -1]
-    rhs, old = tl.reshape(contract(data, labels), shape), tl.reshape(tl.transpose(weights[v], order), shape)
-    mean = math.prod(float(tl.sum(tl.diag(g))) / g.shape[0] for g in grams)
-    rho = prox * (mean or 1.0) if relative else prox  # all nodes zero: stay put
-    solution, norm = _solve(grams, rhs, old, rho)
-    weights[v] = tl.transpose(tl.reshape(solution, [self.sizes[l] for l in labels]), list(np.argsort(order)))
+    rhs = tl.reshape(contract(data, labels), shape)
+    old = tl.reshape(tl.transpose(weights[v], order), shape)
+    solution, norm = _solve(grams, rhs, old, _weight(grams, prox) if relative else prox)
+    ordered = tl.reshape(solution, [self.sizes[l] for l in labels])
+    weights[v] = tl.transpose(ordered, list(np.argsort(order)))
     return tl.sum(solution * rhs), norm
+
+# %% ../../nbs/tensor/01_als.ipynb #79df407e
+def _weight(grams: list, prox: float) -> float:
+    "The proximal weight in the units of the Gram matrix."
+    mean = math.prod(float(tl.sum(tl.diag(g))) / g.shape[0] for g in grams)
+    return prox * (mean or 1.0)
 
 # %% ../../nbs/tensor/01_als.ipynb #881990a2
 @lru_cache(maxsize=4096)
 def _cut(nodes: tuple, modes: tuple, sizes: tuple, group: tuple) -> int:
-    "Where to split `group` so that the two parts carry the fewest numbers: their modes times the bonds that leave them."
+    "Where to split `group` so that its parts carry the fewest numbers: modes times bonds that leave them."
     size = dict(sizes)
     def carried(part):
         outside = {l for v, node in enumerate(nodes) if v not in part for l in node}
-        return math.prod(size[l] for l in {l for v in part for l in nodes[v]} if l in modes or l in outside)
-    return min(range(1, len(group)), key=lambda c: (carried(group[:c]) + carried(group[c:]), abs(2 * c - len(group))))
+        own = {l for v in part for l in nodes[v]}
+        return math.prod(size[l] for l in own if l in modes or l in outside)
+    def cost(cut):
+        off_centre = abs(2 * cut - len(group))
+        return carried(group[:cut]) + carried(group[cut:]), off_centre
+    return min(range(1, len(group)), key=cost)
 
 # %% ../../nbs/tensor/01_als.ipynb #570aa3f4
 @patch
 def _sweep(self: TensorNetwork, weights, group, data, layers, prox, relative):
-    "Update the nodes of `group` in order, in place; `data` and `layers` are everything outside the group. Returns the last node's products."
+    "Update the nodes of `group` in place; `data` and `layers` are what is outside. The last node's products."
     if len(group) == 1: return self._update(weights, group[0], data, layers, prox, relative)
     cut = _cut(self.nodes, self.modes, tuple(self.sizes.items()), tuple(group))
     first, second = group[:cut], group[cut:]
     for mine, still in ((first, second), (second, first)):
         labels = frozenset(l for v in mine for l in self.nodes[v])
         both = labels.union(*(_primed(self.nodes[v], self.modes) for v in mine)) - set(self.modes)
-        end = self._sweep(weights, mine, _fuse(data + [(self.nodes[v], weights[v]) for v in still], labels),
-                          _fuse(layers + _layers(self, weights, still), both), prox, relative)
+        near = _fuse(data + [(self.nodes[v], weights[v]) for v in still], labels)
+        near_layers = _fuse(layers + _layers(self, weights, still), both)
+        end = self._sweep(weights, mine, near, near_layers, prox, relative)
     return end
 
 # %% ../../nbs/tensor/01_als.ipynb #02d20e41
@@ -131,7 +158,7 @@ def sweep(self: TensorNetwork,
     prox: float,           # proximal weight ρ ≥ 0
     relative: bool = True, # multiply ρ by the mean eigenvalue of each Gram matrix
 ):
-    "One ALS sweep over all nodes in order; returns the new nodes and the squared error ‖x − TN‖² by equation (2)."
+    "One ALS sweep over all nodes in order: the new nodes, and the squared error ‖x − TN‖² by equation (2)."
     weights = list(weights)
     inner, norm = self._sweep(weights, list(range(len(self.nodes))), [(self.modes, x)], [], prox, relative)
     return weights, tl.sum(x * x) - 2 * inner + norm
@@ -152,50 +179,69 @@ def squared_error(self: TensorNetwork,
     return float(tl.sum((x - self.to_tensor(weights)) ** 2))
 
 # %% ../../nbs/tensor/01_als.ipynb #cd1921f4
-def check_real(x, name: str = "x"):
-    "`TypeError` for complex numbers, text, dates and durations, which a real model cannot mean."
-    if "complex" in str(x.dtype):
-        raise TypeError(f"{name} has dtype {x.dtype}, and the models here are real; give the real and the imaginary "
-                        "part as two slices of a further mode, or fit each of them alone")
-    if getattr(x.dtype, "kind", "f") in "USMm":
-        raise TypeError(f"{name} has dtype {x.dtype}, which is text, dates or durations; give numbers")
+def check_real(
+    x,               # array or tensor
+    name: str = "x", # of the argument
+):
+    "`InvalidArgument` for complex numbers, text, dates and durations, which a real model cannot mean."
+    advice = "give the real and the imaginary part as two slices of a further mode, or fit each alone"
+    real(name, x, advice)
 
 # %% ../../nbs/tensor/01_als.ipynb #89a506f6
-def check_tensor(x, name: str = "x", min_order: int = 1, allow_nan: bool = False):
-    "`TypeError` for another backend's array or a dtype other than float32 and float64; `ValueError` for an empty tensor, too few modes, NaN or infinity."
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"): raise TypeError(f"{name} is a {type(x).__name__}; give an array or tensor")
+def check_tensor(
+    x,                       # array or tensor of tensorly's backend
+    name: str = "x",         # of the argument
+    min_order: int = 1,      # fewest modes
+    allow_nan: bool = False, # for completion: may it have gaps, marked by NaN or a mask?
+):
+    "`TypeError` for another kind of array or number; `ValueError` if empty, of few modes or not finite."
+    _check_kind(x, name, allow_nan)
+    order, shape = len(x.shape), tuple(x.shape)
+    if order < min_order: raise ValueError(f"{name} has {order} modes; it needs {min_order} or more")
+    if 0 in shape: raise ValueError(f"{name} has shape {shape}; an empty tensor has nothing to fit")
+    if not allow_nan and not bool(tl.all(x - x == 0)):
+        advice = "for missing entries use completion with a mask"
+        raise ValueError(f"{name} holds NaN or infinite values; {advice}")
+
+# %% ../../nbs/tensor/01_als.ipynb #ac14756b
+def _check_kind(x, name: str, masked: bool):
+    "The part of `check_tensor` that looks at what the array is."
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"{name} is a {type(x).__name__}; give an array or tensor")
     if not tl.is_tensor(x):
-        kind = f"{type(x).__module__}.{type(x).__name__}"
-        raise TypeError(f"{name} is a {kind} but tensorly computes with {tl.get_backend()}; convert it, or call tensorly.set_backend")
+        kind, wanted = f"{type(x).__module__}.{type(x).__name__}", tl.get_backend()
+        advice = "convert it, or call tensorly.set_backend"
+        raise TypeError(f"{name} is a {kind} but tensorly computes with {wanted}; {advice}")
     check_real(x, name)
     if str(x.dtype).removeprefix("torch.") not in ("float32", "float64"):
-        raise TypeError(f"{name} has dtype {x.dtype}; it must be real floating point, 32 or 64 bits "
-                        "(convert it with `.astype(float)` or `.double()`)")
-    if np.ma.isMaskedArray(x) and not allow_nan:
-        raise TypeError(f"{name} is a masked array, and a decomposition needs every entry; complete it, "
-                        "or say what stands in the gaps: `x.filled(value)`")
-    if len(x.shape) < min_order: raise ValueError(f"{name} has {len(x.shape)} modes; it needs {min_order} or more")
-    if 0 in tuple(x.shape): raise ValueError(f"{name} has shape {tuple(x.shape)}; an empty tensor has nothing to fit")
-    if not allow_nan and not bool(tl.all(x - x == 0)): raise ValueError(f"{name} holds NaN or infinite values; for missing entries use completion with a mask")
+        needed = "real floating point, 32 or 64 bits (convert it with `.astype(float)` or `.double()`)"
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be {needed}")
+    if np.ma.isMaskedArray(x) and not masked:
+        advice = "complete it, or say what stands in the gaps: `x.filled(value)`"
+        raise TypeError(f"{name} is a masked array, and a decomposition needs every entry; {advice}")
 
-def default_prox(x) -> float:
-    "Relative proximal weight for the precision of `x`: ε^(2/3), small beside the data and large beside rounding."
+# %% ../../nbs/tensor/01_als.ipynb #90186e77
+def default_prox(
+    x, # array or tensor
+) -> float:
+    "Relative proximal weight for the precision of `x`: ε^(2/3), small beside data, large beside rounding."
     return float(_precision(x).eps) ** (2 / 3)
 
 # %% ../../nbs/tensor/01_als.ipynb #19160cbc
 class TensorNetworkALS:
-    "Fits any `TensorNetwork` to a tensor by alternating least squares, in the manner of tensorly's decomposition classes."
+    "Fits any `TensorNetwork` to a tensor by alternating least squares, in the manner of tensorly's classes."
     def __init__(self,
-        net: TensorNetwork,
-        n_iter_max: int = 100,  # sweeps at most
-        tol: float = 1e-8,      # stop when the relative error falls by less than this; 0 never stops early
-        init: list | None = None, # nodes to start from; None draws them
+        net: TensorNetwork,        # the format, with its ranks
+        n_iter_max: int = 100,     # sweeps at most
+        tol: float = 1e-8,         # stop when the relative error falls by less; 0 never stops early
+        init: list | None = None,  # nodes to start from; None draws them
         prox: float | None = None, # relative proximal weight; None: `default_prox`
-        random_state=None,
-        callback=None,          # called as callback(weights, relative_error) after each sweep; returning True stops
-        verbose: bool = False,  # show a progress bar
+        random_state=None,         # seed or `numpy.random.RandomState`, for the start
+        callback=None,             # called with nodes and relative error after each sweep; True stops
+        verbose: bool = False,     # show a progress bar
     ):
-        if n_iter_max < 1 or tol < 0: raise ValueError(f"n_iter_max is {n_iter_max} and tol is {tol}; need n_iter_max ≥ 1 and tol ≥ 0")
+        whole("n_iter_max", n_iter_max, 1)
+        between("tol", tol, least=0)
         self.net, self.n_iter_max, self.tol, self.init, self.prox = net, n_iter_max, tol, init, prox
         self.random_state, self.callback, self.verbose = random_state, callback, verbose
 
@@ -238,29 +284,57 @@ def _fit_in_double(self: TensorNetworkALS, x, weights: list):
 
 # %% ../../nbs/tensor/01_als.ipynb #597133de
 @patch
-def fit(self: TensorNetworkALS, x):
-    "Fit to `x` (shape `net.shape`); sets `weights_` (one array per node) and `errors_` (relative error after each sweep)."
-    from tqdm import trange
-    check_tensor(x)
-    if tuple(x.shape) != self.net.shape: raise ValueError(f"x has shape {tuple(x.shape)}; this {self.net.name} has shape {self.net.shape}")
-    if self.init is not None: self.net.check(self.init)
-    if (unit := safe_unit(x)) != 1: return self._fit_in_units(x, unit)
-    weights = self.net.random(self.random_state, **tl.context(x)) if self.init is None else list(self.init)
+def fit(self: TensorNetworkALS,
+    x, # tensor of shape `net.shape`
+) -> TensorNetworkALS:
+    "Fit to `x`; sets `weights_` (one array per node) and `errors_` (relative error after each sweep)."
+    self._check(x)
+    unit = safe_unit(x)
+    if unit != 1: return self._fit_in_units(x, unit)
+    start = self.init
+    weights = self.net.random(self.random_state, **tl.context(x)) if start is None else list(start)
     total, self.errors_ = float(tl.sum(x * x)) or 1.0, []
     prox = default_prox(x) if self.prox is None else self.prox
-    narrow = _precision(x) if "32" in str(x.dtype) else None
-    bar = trange(self.n_iter_max, disable=not self.verbose, desc=self.net.name)
-    for _ in bar:
+    for _ in self._sweeps():
         weights, squared = self.net.sweep(x, weights, prox)
-        self.errors_.append(math.sqrt(self.net.squared_error(x, weights, float(squared), total) / total))
+        exact = self.net.squared_error(x, weights, float(squared), total)
+        self.errors_.append(math.sqrt(exact / total))
         weights = self.net.balance(weights)
-        bar.set_postfix(error=f"{self.errors_[-1]:.2e}")
         if self.callback and self.callback(weights, self.errors_[-1]): break
-        if narrow and self.errors_[-1] ** 2 <= float(narrow.eps) ** 0.5 and len(self.errors_) < self.n_iter_max:
-            return self._fit_in_double(x, weights)
-        if self.tol and len(self.errors_) > 1 and self.errors_[-2] - self.errors_[-1] < self.tol: break
+        if self._too_narrow(x): return self._fit_in_double(x, weights)
+        if self._has_settled(): break
     self.weights_ = weights
     return self
+
+# %% ../../nbs/tensor/01_als.ipynb #5cf8b019
+@patch
+def _check(self: TensorNetworkALS, x):
+    "Refuse a tensor, or nodes to start from, that do not fit the network."
+    check_tensor(x)
+    given, wanted = tuple(x.shape), self.net.shape
+    if given != wanted: raise ValueError(f"x has shape {given}; this {self.net.name} has shape {wanted}")
+    if self.init is not None: self.net.check(self.init)
+
+@patch
+def _sweeps(self: TensorNetworkALS):
+    "Numbers of sweeps, with a bar that shows the last error."
+    from tqdm import trange
+    bar = trange(self.n_iter_max, disable=not self.verbose, desc=self.net.name)
+    for number in bar:
+        yield number
+        bar.set_postfix(error=f"{self.errors_[-1]:.2e}")
+
+# %% ../../nbs/tensor/01_als.ipynb #0f7314cb
+@patch
+def _too_narrow(self: TensorNetworkALS, x) -> bool:
+    "Are sweeps left, and is the error too small for the single precision of `x`?"
+    if "32" not in str(x.dtype) or len(self.errors_) == self.n_iter_max: return False
+    return self.errors_[-1] ** 2 <= float(_precision(x).eps) ** 0.5
+
+@patch
+def _has_settled(self: TensorNetworkALS) -> bool:
+    "Has the error fallen by less than the tolerance?"
+    return bool(self.tol) and len(self.errors_) > 1 and self.errors_[-2] - self.errors_[-1] < self.tol
 
 # %% ../../nbs/tensor/01_als.ipynb #49a5f9a5
 @patch

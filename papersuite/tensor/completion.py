@@ -12,34 +12,37 @@ import math
 import numpy as np
 import tensorly as tl
 from fastcore.basics import patch
+from ..core import check
 from .als import _solve, check_tensor, default_prox
 from .network import TensorNetwork, contract
 
 # %% ../../nbs/tensor/03_completion.ipynb #8e5c55e4
-def check_masked(x, mask):
-    "`x` with zeros where `mask` is False, and the mask, both in the backend of `x`; `TypeError` or `ValueError` for what cannot be completed."
+def check_masked(
+    x,    # floating point; anything where not observed
+    mask, # boolean, True = observed; None: NaN and masked entries are missing
+) -> tuple: # the tensor with zeros where nothing was observed, and the mask, a NumPy array
+    "What is to be completed. `TypeError` or `ValueError` for what cannot be."
     check_tensor(x, allow_nan=True)
-    if np.ma.isMaskedArray(mask): raise TypeError("mask is a masked array; give plain booleans, True where observed")
-    x, hidden = np.ma.getdata(x) if np.ma.isMaskedArray(x) else x, np.ma.getmask(x)
-    if mask is None: mask = x - x == 0
-    if not hasattr(mask, "shape"): raise TypeError(f"mask is a {type(mask).__name__}; give an array of booleans, True where observed")
-    if tuple(mask.shape) != tuple(x.shape): raise ValueError(f"mask has shape {tuple(mask.shape)}, x has {tuple(x.shape)}; they must be the same")
-    mask = np.asarray(tl.to_numpy(mask)) if not isinstance(mask, np.ndarray) else mask
-    if mask.dtype != bool and not np.isin(mask, (0, 1)).all(): raise TypeError(f"mask has dtype {mask.dtype}; give booleans, True where observed")
-    mask = mask.astype(bool) & ~hidden
+    hidden = np.ma.getmask(x)
+    if np.ma.isMaskedArray(x): x = np.ma.getdata(x)
+    mask = tl.to_numpy(x - x == 0) if mask is None else check.mask("mask", mask, tuple(x.shape))
+    mask = mask & ~hidden
     if not mask.any(): raise ValueError("mask observes nothing; at least one entry must be True")
     values = np.where(mask, tl.to_numpy(x), 0.0)
-    if not np.isfinite(values).all(): raise ValueError("x holds NaN or infinite values at observed entries; mark them as missing in the mask")
-    return tl.tensor(values, **tl.context(x)), mask
+    if np.isfinite(values).all(): return tl.tensor(values, **tl.context(x)), mask
+    advice = "mark them as missing in the mask"
+    raise ValueError(f"x holds NaN or infinite values at observed entries; {advice}")
 
 # %% ../../nbs/tensor/03_completion.ipynb #c212a67b
 @patch
 def pam_step(self: TensorNetwork,
-    x, mask,    # data (zeros off the mask) and boolean mask
-    y, weights, # completed tensor and nodes so far
+    x,          # data, zeros off the mask
+    mask,       # boolean, in the backend of `x`
+    y,          # completed tensor so far
+    weights,    # nodes so far
     rho: float, # proximal weight ρ > 0
-):
-    "One iteration of PAM: sweep, then equation (2); returns the new `y` and nodes (after FCTN-TC, arXiv 2403.10481 gives no algorithm)."
+) -> tuple:     # the new `y` and nodes
+    "One iteration of PAM: sweep, then equation (2). After FCTN-TC, as arXiv 2403.10481 gives no algorithm."
     weights, _ = self.sweep(y, weights, rho, relative=False)
     weights = self.balance(weights)
     return tl.where(mask, x, (self.to_tensor(weights) + rho * y) / (1 + rho)), weights
@@ -49,68 +52,87 @@ def pam_step(self: TensorNetwork,
 def masked_sweep(self: TensorNetwork,
     values,        # (n,) observed entries
     index,         # (n, N) their positions, NumPy integers
-    weights: list,
+    weights: list, # one array per node; not changed
     prox: float,   # relative proximal weight
-) -> list:
+) -> list:         # the new nodes
     "One sweep of masked least squares (3) over all nodes; each node may hold at most one mode."
     weights = list(weights)
     for v, node in enumerate(self.nodes):
-        bonds, open_ = tuple(l for l in node if l not in self.modes), [l for l in node if l in self.modes]
-        if len(open_) > 1: raise ValueError(f"node {v} of this {self.name} holds {len(open_)} modes; masked least squares needs one at most")
-        order = [node.index(l) for l in [*open_, *bonds]]
+        own, bonds = self._own_mode(v)
+        order = [node.index(l) for l in own + bonds]
         old = tl.transpose(weights[v], order)
-        rows = old.shape[0] if open_ else 1
-        which = index[:, self.modes.index(open_[0])] if open_ else np.zeros(len(index), dtype=int)
-        grams, sides = self._normal_equations(v, weights, values, index, which, rows, bonds)
-        rho = prox * (sum(float(tl.sum(tl.diag(g))) for g in grams) / (rows * grams[0].shape[0]) or 1.0)  # all nodes zero: stay put
-        old = tl.reshape(old, (rows, -1))
-        new = tl.stack([_solve([g], b, w, rho)[0] for g, b, w in zip(grams, sides, old)])
-        weights[v] = tl.transpose(tl.reshape(new, [weights[v].shape[a] for a in order]), list(np.argsort(order)))
+        rows = self.sizes[own[0]] if own else 1
+        which = index[:, self.modes.index(own[0])] if own else np.zeros(len(index), dtype=int)
+        equations = self._normal_equations(v, weights, values, index, which, rows, bonds)
+        new = _solve_rows(*equations, tl.reshape(old, (rows, -1)), prox)
+        weights[v] = tl.transpose(tl.reshape(new, old.shape), np.argsort(order).tolist())
     return weights
+
+# %% ../../nbs/tensor/03_completion.ipynb #b703fe34
+def _solve_rows(grams: list, sides: list, old, prox: float):
+    "Solve (3) for each row of a node."
+    mean = sum(float(tl.sum(tl.diag(gram))) for gram in grams) / (len(grams) * grams[0].shape[0])
+    rho = prox * (mean or 1.0) # all nodes zero: any weight keeps the rows where they are
+    return tl.stack([_solve([gram], side, row, rho)[0] for gram, side, row in zip(grams, sides, old)])
+
+@patch
+def _own_mode(self: TensorNetwork, v: int) -> tuple: # labels of its mode, if it has one, and of its bonds
+    "The labels of a node. `ValueError` for a node of several modes."
+    own = tuple(l for l in self.nodes[v] if l in self.modes)
+    if len(own) <= 1: return own, tuple(l for l in self.nodes[v] if l not in self.modes)
+    needed = "masked least squares needs one at most"
+    raise ValueError(f"node {v} of this {self.name} holds {len(own)} modes; {needed}")
 
 # %% ../../nbs/tensor/03_completion.ipynb #2c365bfe
 @patch
 def _normal_equations(self: TensorNetwork, v, weights, values, index, which, rows, bonds, piece=2**15):
     "Per row of node `v`: the Gram matrix and right-hand side of (3)."
-    size = math.prod(self.sizes[l] for l in bonds)
-    context = tl.context(weights[v])
-    grams, sides = [tl.zeros((size, size), **context)] * rows, [tl.zeros((size,), **context)] * rows
+    size, context = math.prod(self.sizes[l] for l in bonds), tl.context(weights[v])
+    grams = [tl.zeros((size, size), **context)] * rows
+    sides = [tl.zeros((size,), **context)] * rows
     order = np.argsort(which, kind="stable")
     for part in np.array_split(order, math.ceil(len(order) / piece)):
         others = [self._row(u, weights[u], index[part]) for u in range(len(self.nodes)) if u != v]
         design = tl.reshape(contract(others, ("n", *bonds)), (len(part), size))
-        starts = np.flatnonzero(np.diff(which[part], prepend=-1))
-        for a, b in zip(starts, [*starts[1:], len(part)]):
-            i, block = which[part[a]], design[a:b]
-            grams[i] = grams[i] + tl.dot(tl.transpose(block), block)
-            sides[i] = sides[i] + tl.dot(tl.transpose(block), values[part[a:b]])
+        for i, block in _blocks(which[part]):
+            rows_of_i = design[block]
+            grams[i] = grams[i] + tl.dot(tl.transpose(rows_of_i), rows_of_i)
+            sides[i] = sides[i] + tl.dot(tl.transpose(rows_of_i), values[part[block]])
     return grams, sides
+
+# %% ../../nbs/tensor/03_completion.ipynb #4758cd47
+def _blocks(which: np.ndarray) -> list:
+    "Rows of a sorted list, each with the slice of its observations."
+    starts = np.flatnonzero(np.diff(which, prepend=-1))
+    return [(which[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(which)])]
 
 # %% ../../nbs/tensor/03_completion.ipynb #ce5ee316
 class TensorNetworkCompletion:
-    "Completes a tensor from a mask of observed entries with any `TensorNetwork`, by PAM (1)-(2) or masked least squares (3)."
+    "Completes a tensor with any `TensorNetwork`, by PAM (1)-(2) or masked least squares (3)."
     def __init__(self,
-        net: TensorNetwork,
-        method: str = "pam",     # "pam" or "masked"
-        rho: float = 0.1,        # PAM: proximal weight, for data scaled to magnitude 1
-        n_iter_max: int = 1000,
-        tol: float = 1e-5,       # stop when the completed tensor changes by less, relatively
-        growth: tuple = (),      # networks of smaller ranks to start with: each step when progress slows, the last is `net`
-        init: list | None = None, # nodes of the first network to start from
-        random_state=None,
-        callback=None,           # called as callback(completed, relative_change); returning True stops
-        verbose: bool = False,
-        center: bool = False,    # take the mean of the observed entries out first, and put it back at the end
+        net: TensorNetwork,       # the format, with its ranks
+        method: str = "pam",      # "pam" or "masked"
+        rho: float = 0.1,         # PAM: proximal weight, for data scaled to magnitude 1
+        n_iter_max: int = 1000,   # iterations at most
+        tol: float = 1e-5,        # stop when the completed tensor changes by less, relatively
+        growth: tuple = (),       # networks of smaller ranks to start with; the next when progress slows
+        init: list | None = None, # nodes of the first network to start from; None draws them
+        random_state=None,        # seed or `numpy.random.RandomState`, for the start
+        callback=None,            # called as callback(completed, relative_change); returning True stops
+        verbose: bool = False,    # show a progress bar
+        center: bool = False,     # take the mean of the observed entries out, and put it back at the end
     ):
-        if method not in ("pam", "masked"): raise ValueError(f"method is {method!r}; it must be pam or masked")
-        if not rho > 0 or n_iter_max < 1 or not tol >= 0: raise ValueError(f"rho is {rho}, n_iter_max {n_iter_max}, tol {tol}; need rho > 0, n_iter_max ≥ 1, tol ≥ 0")
+        check.one_of("method", method, ("pam", "masked"))
+        check.between("rho", rho, above=0)
+        check.between("tol", tol, least=0)
+        check.whole("n_iter_max", n_iter_max, 1)
         self.net, self.method, self.rho, self.n_iter_max, self.tol = net, method, rho, n_iter_max, tol
-        self.growth, self.init, self.random_state, self.callback, self.verbose = growth, init, random_state, callback, verbose
-        self.center = center
+        self.growth, self.init, self.random_state = growth, init, random_state
+        self.callback, self.verbose, self.center = callback, verbose, center
 
 # %% ../../nbs/tensor/03_completion.ipynb #39248efd
 def _centred(data, observed, center: bool) -> tuple:
-    "`data` less the mean of the observed entries (zeros elsewhere), and that mean; taken in double precision."
+    "`data` less the mean of the observed entries (zeros elsewhere), and that mean, in double precision."
     if not center: return data, 0.0
     values = np.asarray(tl.to_numpy(data), dtype=float)
     mean = float(values[observed].mean())
@@ -128,34 +150,59 @@ def _beside(mask: np.ndarray, x):
 
 # %% ../../nbs/tensor/03_completion.ipynb #19ce9e6c
 @patch
-def fit_transform(self: TensorNetworkCompletion, x, mask=None):
-    """The completed tensor, observed entries kept. `mask=None`: NaN and masked entries are missing.
-
-    Sets `weights_` (of the centred tensor), `mean_` (0 without `center`) and `changes_` (relative change per iteration)."""
-    from tqdm import trange
+def fit_transform(self: TensorNetworkCompletion,
+    x,         # floating point, of shape `net.shape`
+    mask=None, # boolean, True = observed; None: NaN and masked entries are missing
+):             # the completed tensor, observed entries kept
+    "Complete `x`. Sets `weights_` (of the centred tensor), `mean_` and `changes_` (relative, per iteration)."
     given, observed = check_masked(x, mask)
+    if tuple(x.shape) != self.net.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}; this {self.net.name} has shape {self.net.shape}")
     data, self.mean_ = _centred(given, observed, self.center)
-    if tuple(x.shape) != self.net.shape: raise ValueError(f"x has shape {tuple(x.shape)}; this {self.net.name} has shape {self.net.shape}")
     scale = float(tl.max(tl.abs(data))) or 1.0
-    data, nets, threshold, self.changes_ = data / scale, [*self.growth, self.net], 5e-4, []
-    net = nets.pop(0)
-    weights = net.random(self.random_state, **tl.context(data)) if self.init is None else list(self.init)
-    net.check(weights)
-    y, step = tl.tensor(_interpolated(tl.to_numpy(data), observed), **tl.context(data)), self._stepper(data, observed)
-    for _ in (bar := trange(self.n_iter_max, disable=not self.verbose, desc=self.net.name)):
-        old, (y, weights) = y, step(net, y, weights)
-        self.changes_.append(float(tl.norm(y - old) / max(float(tl.norm(old)), 1e-300)))
-        bar.set_postfix(change=f"{self.changes_[-1]:.1e}")
-        if self.callback and self.callback(y * scale + self.mean_, self.changes_[-1]): break
-        if nets and self.changes_[-1] < threshold: net, threshold = nets.pop(0), threshold / 10; weights = net.padded(weights, random_state=self.random_state)
-        elif not nets and self.changes_[-1] < self.tol: break
+    y, (net, weights) = self._iterate(data / scale, observed, lambda y: y * scale + self.mean_)
     self.weights_, self.net_ = [weights[0] * scale, *weights[1:]], net
     return tl.where(_beside(observed, data), given, y * scale + self.mean_)
+
+# %% ../../nbs/tensor/03_completion.ipynb #062c4458
+@patch
+def _iterate(self: TensorNetworkCompletion, data, observed, in_units):
+    "Steps until nothing changes: completed tensor, network and nodes. `in_units` is for the callback."
+    net, *nets = [*self.growth, self.net]
+    weights, y, step = *self._begin(net, data, observed), self._stepper(data, observed)
+    threshold, self.changes_ = 5e-4, []
+    for _ in self._numbered():
+        old, (y, weights) = y, step(net, y, weights)
+        change = float(tl.norm(y - old) / max(float(tl.norm(old)), 1e-300))
+        self.changes_.append(change)
+        if self.callback and self.callback(in_units(y), change): break
+        if not nets and change < self.tol: break
+        if nets and change < threshold:
+            net, threshold = nets.pop(0), threshold / 10
+            weights = net.padded(weights, random_state=self.random_state)
+    return y, (net, weights)
+
+# %% ../../nbs/tensor/03_completion.ipynb #d96825d5
+@patch
+def _begin(self: TensorNetworkCompletion, net, data, observed) -> tuple: # nodes and completed tensor
+    "The nodes that were given or drawn, and the data with their gaps interpolated."
+    weights = net.random(self.random_state, **tl.context(data)) if self.init is None else list(self.init)
+    net.check(weights)
+    return weights, tl.tensor(_interpolated(tl.to_numpy(data), observed), **tl.context(data))
+
+@patch
+def _numbered(self: TensorNetworkCompletion):
+    "Numbers of iterations."
+    from tqdm import trange
+    bar = trange(self.n_iter_max, disable=not self.verbose, desc=self.net.name)
+    for number in bar:
+        yield number
+        bar.set_postfix(change=f"{self.changes_[-1]:.1e}")
 
 # %% ../../nbs/tensor/03_completion.ipynb #54bafa64
 @patch
 def _stepper(self: TensorNetworkCompletion, data, observed):
-    "The iteration of the chosen method as a function (network, completed tensor, nodes) -> (completed tensor, nodes)."
+    "The iteration of the method: (network, completed tensor, nodes) -> (completed tensor, nodes)."
     mask = _beside(observed, data)
     if self.method == "pam": return lambda net, y, w: net.pam_step(data, mask, y, w, self.rho)
     index = np.argwhere(observed)

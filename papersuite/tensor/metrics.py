@@ -15,31 +15,43 @@ import tensorly as tl
 def _pair(x, y):
     "Both as NumPy arrays of one shape, else a `ValueError`."
     for name, a in (("x", x), ("estimate", y)):
-        if np.ma.isMaskedArray(a): raise TypeError(f"{name} is a masked array; compare plain arrays, `a[~mask]` with `b[~mask]`")
+        if not np.ma.isMaskedArray(a): continue
+        raise TypeError(f"{name} is a masked array; compare plain arrays, `a[~mask]` with `b[~mask]`")
     x, y = tl.to_numpy(x), tl.to_numpy(y)
-    if x.shape != y.shape: raise ValueError(f"the tensors have shapes {x.shape} and {y.shape}; they must be the same")
-    return x, y
+    if x.shape == y.shape: return x, y
+    raise ValueError(f"the tensors have shapes {x.shape} and {y.shape}; they must be the same")
 
 # %% ../../nbs/tensor/02_metrics.ipynb #a0896d83
 def relative_error(x, estimate) -> float:
     "Relative error (1); `ValueError` for different shapes or a reference of zeros."
     x, estimate = _pair(x, estimate)
-    if not (norm := np.linalg.norm(x)): raise ValueError("the reference is all zeros; a relative error has no meaning")
+    norm = np.linalg.norm(x)
+    if norm == 0: raise ValueError("the reference is all zeros; a relative error has no meaning")
     return float(np.linalg.norm(x - estimate) / norm)
 
 # %% ../../nbs/tensor/02_metrics.ipynb #ac673ceb
-def psnr(x, estimate, data_range: float = 1.0) -> float:
-    "Peak signal to noise ratio in dB over the whole tensor (scikit-image); infinite for equal tensors."
+def psnr(
+    x,                        # reference
+    estimate,                 # of the same shape
+    data_range: float = 1.0,  # largest less smallest possible value
+) -> float:                   # dB
+    "Peak signal to noise ratio over the whole tensor (scikit-image); infinite for equal tensors."
     from skimage.metrics import peak_signal_noise_ratio
-    with np.errstate(divide="ignore"): return float(peak_signal_noise_ratio(*_pair(x, estimate), data_range=data_range))
+    x, estimate = _pair(x, estimate)
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(x, estimate, data_range=data_range))
 
-def ssim(x, estimate, data_range: float = 1.0) -> float:
-    "Structural similarity (at most 1), the mean over all slices of modes 1 and 2, which must be 7 or larger."
+def ssim(
+    x,                        # reference
+    estimate,                 # of the same shape
+    data_range: float = 1.0,  # largest less smallest possible value
+) -> float:                   # at most 1
+    "Structural similarity, the mean over all slices of modes 1 and 2, which must be 7 or larger."
     from skimage.metrics import structural_similarity
     x, estimate = _pair(x, estimate)
     if min(x.shape[:2]) < 7: raise ValueError(f"slices are {x.shape[:2]}; SSIM needs 7 × 7 or larger")
-    slices = zip(np.moveaxis(x.reshape(*x.shape[:2], -1), -1, 0), np.moveaxis(estimate.reshape(*x.shape[:2], -1), -1, 0))
-    return float(np.mean([structural_similarity(a, b, data_range=data_range) for a, b in slices]))
+    slices = (np.moveaxis(a.reshape(*x.shape[:2], -1), -1, 0) for a in (x, estimate))
+    return float(np.mean([structural_similarity(a, b, data_range=data_range) for a, b in zip(*slices)]))
 
 # %% ../../nbs/tensor/02_metrics.ipynb #1167a240
 def spectral_angle(
@@ -54,13 +66,14 @@ def spectral_angle(
 
 # %% ../../nbs/tensor/02_metrics.ipynb #22de932c
 def random_mask(
-    shape: tuple,
-    rate: float,  # observed share, in (0, 1]
-    random_state=None,
-) -> np.ndarray:  # boolean, True = observed
-    "Exactly `round(rate * size)` entries observed, uniformly without replacement; `ValueError` unless at least one is."
+    shape: tuple,      # of the tensor
+    rate: float,       # observed share, in (0, 1]
+    random_state=None, # seed or `numpy.random.RandomState`
+) -> np.ndarray:       # boolean, True = observed
+    "Exactly `round(rate * size)` entries observed, at random; `ValueError` unless that is one at least."
     size = int(np.prod(shape))
-    if not 0 < rate <= 1 or round(rate * size) < 1: raise ValueError(f"rate is {rate}; it must leave at least one of {size} entries and be at most 1")
+    if not 0 < rate <= 1 or round(rate * size) < 1:
+        raise ValueError(f"rate is {rate}; it must leave at least one of {size} entries and be at most 1")
     mask = np.zeros(size, dtype=bool)
     mask[tl.check_random_state(random_state).permutation(size)[:round(rate * size)]] = True
     return mask.reshape(shape)
