@@ -46,7 +46,8 @@ def test_the_plan_may_depend_on_the_settings_and_a_task_is_told_of_checkpoints()
         loss = lambda model, batch, generator: model(batch).mean()
         tell = lambda model, folder, step: (folder/f"told {step} {plan.steps}").touch()
         return Task(nn.Linear(settings.width, 1), loss, lambda n, g: torch.ones(1, settings.width), on_save=tell)
-    program = Program("Learn.", Shape, build, lambda settings: TrainingPlan(settings.width, save_every=2))
+    plan, recipe = TrainingPlan(9, save_every=2), {"steps": lambda settings: settings.width}
+    program = Program("Learn.", Shape, build, plan, recipe)
     for words, told in (((), ["told 2 2"]), (("--width", "3"), ["told 2 3", "told 3 3"]), (("--steps", "1"), ["told 1 1"])):
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             test_eq(main(program, ["--folder", folder, *words], "learn"), 0)

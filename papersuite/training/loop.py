@@ -268,6 +268,7 @@ def go(self: Run,
     "All steps that are not done yet, with their validations and checkpoints."
     from tqdm import tqdm
     plan, hidden = self.plan, True if progress or not self.accelerator.is_main_process else None
+    if self.begun: self.tell(on_save)
     self.bare.train()
     with tqdm(total=plan.steps, initial=len(self.losses), desc=title, leave=False, disable=hidden) as bar:
         while not self.ended:
@@ -356,6 +357,5 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
         known = run.identity(identity or {})
         run.resume(folder, known)
-    if run.begun: run.tell(on_save)
     run.go(folder, known, title, progress, on_save)
     return run.finish()

@@ -53,7 +53,8 @@ class Program:
     about: str         # one sentence, for the help
     settings: type     # a dataclass; its fields become options, their comments the help
     build: Callable    # (settings, plan) -> Task; PyTorch's random state starts from the plan's seed
-    plan: TrainingPlan | Callable # what holds where an option says nothing, or a function of the settings
+    plan: TrainingPlan # what holds where an option says nothing
+    recipe: dict = field(default_factory=dict) # field of the plan -> function of the settings, before options
 
 @dataclass(frozen=True)
 class Command:
@@ -107,12 +108,13 @@ def field_comments(
     return found
 
 # %% ../../nbs/training/03_program.ipynb #ec54e342
-def _add_options(parser, cls, defaults=None):
-    "An option for each field of a dataclass that can be typed; defaults may be a function of other options."
+def _add_options(parser, cls, defaults=None, recipe=()):
+    "An option for each field of a dataclass that can be typed; defaults in `recipe` depend on other options."
     kinds, comments = typing.get_type_hints(cls), field_comments(cls)
     for f in fields(cls):
         if _inner(kinds[f.name])[0] is None: continue
-        default = getattr(defaults, f.name, "as the other options say") if defaults else f.default
+        default = getattr(defaults, f.name) if defaults else f.default
+        if f.name in recipe: default = "depends on the settings"
         if f.default_factory is not MISSING: default = f.default_factory()
         end = "needed" if default is MISSING else f"default: {'none' if default is None else default}"
         words = f"{comments.get(f.name, '')} [{end}]".strip().replace("%", "%%")
@@ -143,8 +145,8 @@ def start(self: Program, given: dict) -> str: # what is to be printed
     "Train, or go on. Errors as in `fit`."
     if "folder" not in given: raise ValueError("--folder must be given; checkpoints and results go there")
     folder, settings = Path(given["folder"]), _filled(self.settings, given)
-    defaults = self.plan(settings) if callable(self.plan) else self.plan
-    plan = _filled(TrainingPlan, given, defaults)
+    own = {name: value(settings) for name, value in self.recipe.items()}
+    plan = _filled(TrainingPlan, given, replace(self.plan, **own))
     with seeded(plan.seed): task = self.build(settings, plan)
     identity = plain("identity", asdict(settings) | task.identity)
     tell = task.on_save and (lambda model, step: task.on_save(model, folder, step))
@@ -178,7 +180,7 @@ def _fill_parser(parser, part):
     if isinstance(part, Program):
         words = "where checkpoints and results go; a run that is there goes on [needed]"
         parser.add_argument("--folder", metavar="…", default=argparse.SUPPRESS, help=words)
-        _add_options(parser, TrainingPlan, part.plan)
+        _add_options(parser, TrainingPlan, part.plan, part.recipe)
     _add_options(parser, part.settings)
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
