@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
-from ..core.check import whole
+from ..core.check import unmasked, whole
 from ..kernels.ring_entries import ring_entries
 from .prior import Draws, Prior, RingPrior
 from ..tensor.als import check_real
@@ -118,11 +118,13 @@ def log_joint(
     return float(total)
 
 # %% ../../nbs/sbtr/00_model.ipynb #32188205
-def refuse_masked(array, name: str):
-    "`ValueError` for a masked array with something behind its mask: it would count with its fill value."
-    if np.ma.is_masked(array):
-        raise ValueError(f"{name} is a masked array with masked entries; leave those observations out: "
-                         f"keep = ~np.ma.getmaskarray({name}), then indices[keep] and values[keep]")
+def refuse_masked(
+    array,     # array or tensor
+    name: str, # of the argument
+):
+    "`InvalidArgument` for a masked array with something behind its mask: it would count with its fill value."
+    kept = f"keep = ~np.ma.getmaskarray({name}), then indices[keep] and values[keep]"
+    unmasked(name, array, f"leave those observations out: {kept}")
 
 # %% ../../nbs/sbtr/00_model.ipynb #b969ac6e
 def check_observations(
