@@ -17,25 +17,41 @@ def test_a_problem_has_the_noise_and_the_gaps_that_were_asked_for():
     test_eq(len(problem.test_values), 12**4 // 4)
     everything = np.concatenate([problem.train_index, problem.test_index])
     test_eq(len(np.unique(everything, axis=0)), 12**4)
-    truth = ring_entries(problem.cores, torch.as_tensor(problem.train_index)).numpy()
-    noise = problem.train_values - truth
-    test_close(10 * np.log10(np.concatenate([truth, problem.test_values]).var() / noise.var()), 13.0, eps=0.3)
-    test_close(ring_entries(problem.cores, torch.as_tensor(problem.test_index)).numpy(), problem.test_values, eps=1e-10)
-    test_eq([tuple(c.shape) for c in ring_problem(size=(4, 5, 6), rank=(1, 2, 3)).cores], [(4, 3, 1), (5, 1, 2), (6, 2, 3)])
+    seen, hidden = (ring_entries(problem.cores, torch.as_tensor(index)).numpy()
+                    for index in (problem.train_index, problem.test_index))
+    test_close(hidden, problem.test_values, eps=1e-10)
+    noise, signal = problem.train_values - seen, np.concatenate([seen, hidden])
+    test_close(10 * np.log10(signal.var() / noise.var()), 13.0, eps=0.3)
+
+
+# nbs/sbtr/18_data.ipynb #0577c2a0
+def test_sizes_and_ranks_are_those_asked_for():
+    cores = ring_problem(size=(4, 5, 6), rank=(1, 2, 3)).cores
+    test_eq([tuple(core.shape) for core in cores], [(4, 3, 1), (5, 1, 2), (6, 2, 3)])
     test_fail(lambda: ring_problem(missing=1.0), contains="between 0 and 1")
-    test_fail(lambda: ring_problem(likelihood="poisson"), contains="gaussian or bernoulli")
+    test_fail(lambda: ring_problem(likelihood="poisson"), contains="'gaussian', 'bernoulli'")
 
 
 # nbs/sbtr/18_data.ipynb #6a75ca6b
 def test_the_optimal_auc_is_the_mean_over_simulated_labels():
     rng = np.random.default_rng(0)
     p = rng.beta(0.7, 0.7, 3_000)
-    def auc(score, y): return stats.mannwhitneyu(score[y], score[~y]).statistic / (y.sum() * (~y).sum())
+    def auc(score, ones):
+        u = stats.mannwhitneyu(score[ones], score[~ones]).statistic
+        return u / (ones.sum() * (~ones).sum())
     drawn = [auc(p, rng.random(3_000) < p) for _ in range(100)]
     assert abs(np.mean(drawn) - bayes_optimal_auc(p)) < 5 * np.std(drawn) / 10
-    few = rng.random(6)
-    pairs = [(a * (1 - b), (a > b) + 0.5 * (a == b)) for i, a in enumerate(few) for j, b in enumerate(few) if i != j]
-    test_close(bayes_optimal_auc(few), sum(w * h for w, h in pairs) / sum(w for w, _ in pairs), eps=1e-12)
+
+
+# nbs/sbtr/18_data.ipynb #d77db21a
+def test_a_handful_of_entries_is_counted_pair_by_pair():
+    few = np.random.default_rng(0).random(6)
+    above = weights = 0.0
+    for i, one in enumerate(few):
+        for zero in np.delete(few, i):
+            weight = one * (1 - zero)
+            above, weights = above + weight * ((one > zero) + 0.5 * (one == zero)), weights + weight
+    test_close(bayes_optimal_auc(few), above / weights, eps=1e-12)
     test_close(bayes_optimal_auc(np.full(50, 0.3)), 0.5, eps=1e-12)
 
 
@@ -44,7 +60,8 @@ def test_what_is_missing_by_nature_is_neither_shown_nor_asked():
     x = il2()
     problem = masked_problem(x, 0.5)
     test_eq(len(problem.train_values) + len(problem.test_values), int((~np.isnan(x)).sum()))
-    test_eq(problem.train_values, x[tuple(problem.train_index.T)]); assert np.isfinite(problem.test_values).all()
+    test_eq(problem.train_values, x[tuple(problem.train_index.T)])
+    assert np.isfinite(problem.test_values).all()
     both = np.concatenate([problem.train_index, problem.test_index])
     test_eq(len(np.unique(both, axis=0)), len(both))
 
@@ -54,8 +71,9 @@ def test_the_climate_tensor_is_standardised_and_months_repeat_after_a_year():
     if not climate.present: pytest.skip(f"needs {climate.path} under PAPERSUITE_DATA")
     if climate.present:
         x = climate()
-        test_eq(x.shape, (17, 125, 156)); assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
-        after = lambda months: np.corrcoef(x[:, :, :-months].ravel(), x[:, :, months:].ravel())[0, 1]
+        test_eq(x.shape, (17, 125, 156))
+        assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
+        def after(months): return np.corrcoef(x[:, :, :-months].ravel(), x[:, :, months:].ravel())[0, 1]
         assert after(12) > after(6) # the last axis is time in months
 
 
@@ -63,24 +81,39 @@ def test_the_climate_tensor_is_standardised_and_months_repeat_after_a_year():
 def test_the_folds_share_their_ones_and_draw_their_own_zeros():
     if not enron.present: pytest.skip(f"needs {enron.path} under PAPERSUITE_DATA")
     if enron.present:
-        folds = [enron(k) for k in range(5)]
-        places, labels = (lambda f: np.concatenate([f.train_index, f.test_index])), (lambda f: np.concatenate([f.train_values, f.test_values]))
-        ones = [set(map(tuple, places(f)[labels(f) == 1].tolist())) for f in folds]
-        assert all(len(np.unique(places(f), axis=0)) == len(places(f)) for f in folds) # nothing is both shown and asked for
-        assert all(o == ones[0] for o in ones) and all(set(np.unique(f.train_values)) == {0.0, 1.0} for f in folds)
-        assert all(1130 <= len(f.train_values) <= 1136 and len(f.test_values) == 128 for f in folds)
+        folds, ones = [enron(k) for k in range(5)], []
+        for fold in folds:
+            places = np.concatenate([fold.train_index, fold.test_index])
+            labels = np.concatenate([fold.train_values, fold.test_values])
+            test_eq(len(np.unique(places, axis=0)), len(places)) # nothing is both shown and asked for
+            test_eq(set(np.unique(fold.train_values)), {0.0, 1.0})
+            assert 1130 <= len(fold.train_values) <= 1136 and len(fold.test_values) == 128
+            ones.append(set(map(tuple, places[labels == 1].tolist())))
+        assert all(places == ones[0] for places in ones)
         test_fail(lambda: enron(5), contains="folds 0 to 4")
 
 
 # nbs/sbtr/18_data.ipynb #6b5b3b35
 def test_a_stream_is_reproducible_whatever_reads_it():
     cores = ring_problem(size=5, order=3, rank=2).cores
-    one, two = ([torch.cat(part) for part in zip(*stream(cores, 1_000, 64, 4.0, 7))] for _ in range(2))
-    test_eq(one[0], two[0]); test_eq(one[1], two[1])
-    noise = one[1] - ring_entries(cores, one[0])
+    def whole_stream(): return [torch.cat(part) for part in zip(*stream(cores, 1_000, 64, 4.0, 7))]
+    index, values = whole_stream()
+    for one, two in zip((index, values), whole_stream()): test_eq(one, two)
+    noise = values - ring_entries(cores, index)
     assert abs(float(noise.var()) * 4 - 1) < 5 * (2 / 1_000) ** 0.5
     with tempfile.TemporaryDirectory() as folder:
-        index, values = write_memmap(folder, stream(cores, 1_000, 64, 4.0, 7), 1_000, 3)
-        test_eq(np.asarray(index), one[0].numpy()); test_eq(np.asarray(values), one[1].numpy())
-        for n in (7, 11): test_fail(lambda: write_memmap(folder, stream(cores, 10, 5, 4.0), n, 3), contains=f"{n} were announced")
-        test_eq(sorted(p.name for p in Path(folder).iterdir()), ["index.npy", "values.npy"]); test_eq(np.load(f"{folder}/values.npy"), one[1].numpy())
+        mapped = write_memmap(folder, stream(cores, 1_000, 64, 4.0, 7), 1_000, 3)
+        test_eq(np.asarray(mapped[0]), index.numpy())
+        test_eq(np.asarray(mapped[1]), values.numpy())
+
+
+# nbs/sbtr/18_data.ipynb #4ac65339
+def test_a_stream_of_another_length_leaves_the_files_as_they_were():
+    cores = ring_problem(size=5, order=3, rank=2).cores
+    with tempfile.TemporaryDirectory() as folder:
+        before = np.asarray(write_memmap(folder, stream(cores, 100, 64, 4.0, 7), 100, 3)[1])
+        for n in (7, 11):
+            ten = stream(cores, 10, 5, 4.0)
+            test_fail(lambda: write_memmap(folder, ten, n, 3), contains=f"{n} were announced")
+        test_eq(sorted(path.name for path in Path(folder).iterdir()), ["index.npy", "values.npy"])
+        test_eq(np.load(f"{folder}/values.npy"), before)

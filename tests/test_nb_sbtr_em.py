@@ -7,132 +7,152 @@ from itertools import product
 from fastcore.test import test_close, test_eq, test_fail
 from pathlib import Path
 from papersuite.core.figures import use_style
-from papersuite.sbtr.data import ring_problem
 from papersuite.sbtr.conditionals import sample_core, sample_mean, sample_weight
+from papersuite.sbtr.data import ring_problem
 from papersuite.sbtr.model import check_observations, log_joint, sample_prior
 from scipy import optimize
 import papersuite.sbtr.em as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
-# nbs/sbtr/07_em.ipynb #781df3f2
+# nbs/sbtr/07_em.ipynb #ae0382ff
 def test_no_step_towards_the_means_lowers_the_log_joint():
-    def weight_step(ring, d, sub, data, score, weight, draws, update):
-        return sample_weight(ring, d, sub, data, score, weight, RingPrior(), draws, update)
-    for likelihood in ("gaussian", "bernoulli"):
-        for update in ("scalar", "block"):
-            ring = sample_prior((3, 4, 5), 2, generator=torch.Generator().manual_seed(0))
-            index = torch.cartesian_prod(*(torch.arange(n) for n in ring.shape))
-            values = torch.bernoulli(torch.full((60,), 0.4, dtype=torch.float64), generator=torch.Generator().manual_seed(1))
-            levels = [log_joint(ring, index, values, likelihood)]
-            for step in (weight_step, sample_core) * 3:
-                for d in range(3):
-                    rolled = WeightedRing(*(part[d:] + part[:d] for part in (ring.cores, ring.weights, ring.multipliers)), ring.noise_precision)
-                    view = Observations(index.roll(-d, 1), values, rolled.shape, likelihood)
-                    score, weight = view.working(rolled.entries(view.index), rolled.noise_precision, Means())
-                    step(rolled, 0, Walk(rolled, view.index).sub(0, view.order[0]), view, score[view.order[0]], weight[view.order[0]], Means(), update)
-                    ring.cores[d], ring.weights[d] = rolled.cores[0], rolled.weights[0]
-                    levels.append(log_joint(ring, index, values, likelihood))
-            assert (np.diff(levels) > -1e-9).all(), (likelihood, update)
+    def given(ring, data, d):
+        "Sub-chains, data, score and weight of mode d at the present state."
+        walk, order = Walk(ring, data.index), data.order[d]
+        for k in range(d): walk.advance(k)
+        score, weight = data.working(ring.entries(data.index), ring.noise_precision, Means())
+        return walk.sub(d, order), data, score[order], weight[order]
+    index = torch.ones(3, 4, 5).nonzero()
+    values = index.sum(1).remainder(2).double()
+    for likelihood, update in product(("gaussian", "bernoulli"), ("scalar", "block")):
+        ring, levels = sample_prior((3, 4, 5), 2, generator=torch.Generator().manual_seed(0)), []
+        data = Observations(index, values, ring.shape, likelihood)
+        for d in (0, 1, 2) * 3:
+            sample_weight(ring, d, *given(ring, data, d), RingPrior(), Means(), update)
+            sample_core(ring, d, *given(ring, data, d), Means(), update)
+            levels.append(log_joint(ring, index, values, likelihood))
+        assert min(np.diff(levels)) > -1e-9, (likelihood, update)
 
 
-# nbs/sbtr/07_em.ipynb #6d1490bb
+# nbs/sbtr/07_em.ipynb #9ca18b65
 def test_the_step_of_the_mean_ends_where_the_log_joint_is_flat():
-    for likelihood in ("gaussian", "bernoulli"):
-        draw, prior = torch.Generator().manual_seed(0), RingPrior(sd_mean=2.0)
+    index = torch.cartesian_prod(*(torch.arange(n) for n in (3, 4, 5)))
+    prior, half = RingPrior(sd_mean=2.0), torch.full((60,), 0.4).double()
+    for likelihood, steps in (("gaussian", 1), ("bernoulli", 60)):  # quadratic: one step is enough
+        draw = torch.Generator().manual_seed(0)
         ring = sample_prior((3, 4, 5), 2, prior, draw, intercept=True)
-        index = torch.cartesian_prod(*(torch.arange(n) for n in ring.shape))
-        data = Observations(index, torch.bernoulli(torch.full((60,), 0.4).double(), generator=draw), ring.shape, likelihood)
-        def level(shift):
+        data = Observations(index, torch.bernoulli(half, generator=draw), ring.shape, likelihood)
+        def level(shift=0.0):
             moved = ring.copy()
             moved.mean += shift
             return log_joint(moved, index, data.values, likelihood, prior)
-        levels = [level(0.0)]
-        for _ in range(60):
+        levels = [level()]
+        for _ in range(steps):
             score, weight = data.working(ring.entries(index), ring.noise_precision, Means())
             sample_mean(ring, score, weight, prior, Means())
-            levels.append(level(0.0))
-            if likelihood == "gaussian": break  # quadratic: one step is enough
+            levels.append(level())
         assert (np.diff(levels) > -1e-9).all()
         test_close((level(1e-4) - level(-1e-4)) / 2e-4, 0.0, eps=1e-4)
 
 
-# nbs/sbtr/07_em.ipynb #2741d39f
+# nbs/sbtr/07_em.ipynb #f45f9819
 def test_the_binary_surrogate_has_the_gradient_of_the_logistic_loss():
+    logistic_loss = torch.nn.functional.binary_cross_entropy_with_logits
     x = torch.linspace(-20, 20, 101, dtype=torch.float64, requires_grad=True)
     y = (torch.arange(101) % 2).double()
     ours, = torch.autograd.grad(surrogate(x, y, None).sum(), x)
-    exact, = torch.autograd.grad(torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="sum"), x)
+    exact, = torch.autograd.grad(logistic_loss(x, y, reduction="sum"), x)
     test_close(ours, exact, eps=1e-10)
 
 
-# nbs/sbtr/07_em.ipynb #00cd4bd7
+# nbs/sbtr/07_em.ipynb #486f89ea
 def test_every_observation_comes_once_an_epoch_and_processes_share_them():
     index, y = np.arange(2_000).reshape(1_000, 2), np.arange(1_000.0)
-    seen = torch.cat([v for _, v in minibatches(index, y, 64, n_epochs=2, pool=3)])
-    test_eq(seen.sort().values, torch.arange(1_000.0).double().repeat_interleave(2))
-    first, second = (torch.cat([v for _, v in minibatches(index, y, 64, share=(p, 2))]) for p in (0, 1))
-    test_eq(torch.cat([first, second]).sort().values, torch.arange(1_000.0).double())
-    for i, v in minibatches(index, y, 64): test_eq(i[:, 0].double(), 2 * v) # rows and values stay together
-    assert not torch.equal(seen[:1_000], seen[:1_000].sort().values)
+    def read(**how): return torch.cat([batch for _, batch in minibatches(index, y, 64, **how)])
+    everything, seen = torch.arange(1_000.0).double(), read(n_epochs=2, pool=3)
+    test_eq(seen.sort().values, everything.repeat_interleave(2))
+    test_eq(torch.cat([read(share=(0, 2)), read(share=(1, 2))]).sort().values, everything)
+    for rows, batch in minibatches(index, y, 64): test_eq(rows[:, 0].double(), 2 * batch) # they stay together
+    assert not torch.equal(seen[:1_000], everything)
 
 
-# nbs/sbtr/07_em.ipynb #95995743
+# nbs/sbtr/07_em.ipynb #268a6d45
 def test_full_batches_with_small_steps_go_down():
     problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
     index, values, _ = check_observations(problem.train_index, problem.train_values, problem.shape)
-    em = OnlineEM(sample_prior(problem.shape, 2, generator=torch.Generator().manual_seed(0)), len(values), learning_rate=1e-4, learn_multipliers=False, learn_noise=False)
-    def objective():
+    start = sample_prior(problem.shape, 2, generator=torch.Generator().manual_seed(0))
+    frozen = dict(learn_multipliers=False, learn_noise=False)
+    em, levels = OnlineEM(start, len(values), learning_rate=1e-4, **frozen), []
+    for _ in range(50):
+        em.step(index, values)
         x, penalty = em.module(index, [m.cumprod(0) for m in em.multipliers])
-        return float((surrogate(x, values, em.noise_precision).mean() + penalty / len(values)).detach())
-    levels = [objective() for _ in range(50) if em.step(index, values) is not None]
+        loss = surrogate(x, values, em.noise_precision).mean() + penalty / len(values)
+        levels.append(float(loss.detach()))
     assert (np.diff(levels) < 0).all()
 
 
-# nbs/sbtr/07_em.ipynb #bc5656ad
+# nbs/sbtr/07_em.ipynb #ae4cfd6e
 def test_multipliers_and_noise_move_unless_they_are_frozen():
     problem = ring_problem(size=6, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
     index, values, _ = check_observations(problem.train_index, problem.train_values, problem.shape)
-    start = sample_prior(problem.shape, 2, generator=torch.Generator().manual_seed(0))
-    start = WeightedRing(start.cores, [torch.ones(2).double()] * 3, [torch.ones(2).double()] * 3)
-    official, ours = (OnlineEM(start, len(values), learn_multipliers=learn, learn_noise=learn) for learn in (False, True))
-    for _ in range(5): official.step(index, values); ours.step(index, values)
-    test_eq(official.noise_precision, 1.0); assert all((m == 1).all() for m in official.multipliers)
+    drawn = sample_prior(problem.shape, 2, generator=torch.Generator().manual_seed(0))
+    ones = [torch.ones(2).double()] * 3
+    start = WeightedRing(drawn.cores, ones, ones)
+    official = OnlineEM(start, len(values), learn_multipliers=False, learn_noise=False)
+    ours = OnlineEM(start, len(values))
+    for _ in range(5):
+        official.step(index, values)
+        ours.step(index, values)
+    test_eq(official.noise_precision, 1.0)
+    assert all((m == 1).all() for m in official.multipliers)
     assert ours.noise_precision != 1.0 and all((m != 1).all() for m in ours.multipliers)
 
 
-# nbs/sbtr/07_em.ipynb #96fc4959
+# nbs/sbtr/07_em.ipynb #c9ea6555
 def test_a_statistics_step_on_all_data_is_a_ridge_regression():
     problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
     index, values, _ = check_observations(problem.train_index, problem.train_values, problem.shape)
     ring = sample_prior(problem.shape, 2, generator=torch.Generator().manual_seed(0))
     em = OnlineEM(ring, len(values), m_step="statistics")
     em.step(index, values)
-    second, third = (ring.cores[d] * ring.weights[d] for d in (1, 2))
+    _, second, third = ring.weighted()
+    noise = ring.noise_precision
     for i in range(5):
-        rows = index[index[:, 0] == i]
-        design = torch.stack([(torch.diag(ring.weights[0]) @ second[j] @ third[k]).T.flatten() for _, j, k in rows]).numpy()
-        y, eps = values[index[:, 0] == i].numpy(), ring.noise_precision
-        expected = np.linalg.solve(np.eye(4) + eps * design.T @ design, eps * design.T @ y)
+        own = index[:, 0] == i
+        chains = [ring.weights[0].diag() @ second[j] @ third[k] for _, j, k in index[own]]
+        design = torch.stack([chain.T.flatten() for chain in chains]).numpy()
+        precision = np.eye(4) + noise * design.T @ design
+        expected = np.linalg.solve(precision, noise * design.T @ values[own].numpy())
         test_close(em.ring.cores[0][i].flatten().numpy(), expected, eps=1e-8)
 
 
-# nbs/sbtr/07_em.ipynb #7a5513e9
+# nbs/sbtr/07_em.ipynb #02fa0db7
 def test_both_m_steps_take_the_mean_to_its_mode():
-    index = torch.cartesian_prod(*(torch.arange(n) for n in (3, 4, 5)))
-    for likelihood, m_step in product(("gaussian", "bernoulli"), ("gradient", "statistics")):
+    index, ones = torch.cartesian_prod(*(torch.arange(n) for n in (3, 4, 5))), (torch.arange(60) < 45).double()
+    numbers = ones + 2.0
+    def slope_of_numbers(mean): return 0.7 * float(numbers.sum() - 60 * mean) - mean / 4
+    def slope_of_ones(mean): return 45 - 60 / (1 + math.exp(-mean)) - mean / 4
+    cases = {"gaussian": (numbers, slope_of_numbers), "bernoulli": (ones, slope_of_ones)}
+    for (likelihood, (values, slope)), m_step in product(cases.items(), ("gradient", "statistics")):
         silent = sample_prior((3, 4, 5), 2, generator=torch.Generator().manual_seed(0), intercept=True)
-        silent.cores, silent.mean, silent.noise_precision = [0 * c for c in silent.cores], 0.0, 0.7
-        values = (torch.arange(60) < 45).double() + (2.0 if likelihood == "gaussian" else 0.0)
-        prior = RingPrior(sd_mean=2.0)
-        em = OnlineEM(silent, 60, likelihood, prior, m_step, learning_rate=0.05, learn_noise=False, learn_multipliers=False)
+        silent.cores, silent.mean, silent.noise_precision = [0 * core for core in silent.cores], 0.0, 0.7
+        frozen = dict(learning_rate=0.05, learn_noise=False, learn_multipliers=False)
+        em = OnlineEM(silent, 60, likelihood, RingPrior(sd_mean=2.0), m_step, **frozen)
         for _ in range(300): em.step(index, values)
-        slope = lambda mu: 0.7 * (values.sum() - 60 * mu) if likelihood == "gaussian" else values.sum() - 60 / (1 + math.exp(-mu))
-        mode = optimize.brentq(lambda mu: float(slope(mu)) - mu / 4, -10, 10)
-        test_close(em.ring.mean, mode, eps=1e-3)
+        test_close(em.ring.mean, optimize.brentq(slope, -10, 10), eps=1e-3)
 
 
-# nbs/sbtr/07_em.ipynb #db0cb346
+# nbs/sbtr/07_em.ipynb #fc21db6f
+def test_impossible_runs_are_refused():
+    ring = sample_prior((3, 4, 5), 2, generator=torch.Generator().manual_seed(0))
+    test_fail(lambda: OnlineEM(ring, 10, m_step="guess"), contains="gradient")
+    test_fail(lambda: OnlineEM(ring, 0), contains="n_total is 0")
+    test_fail(lambda: OnlineEM(ring, 10, forgetting=0.5), contains="in (1/2, 1]")
+    test_fail(lambda: next(minibatches(np.zeros((3, 2)), np.zeros(2))), contains="equal lengths")
+
+
+# nbs/sbtr/07_em.ipynb #a08592f9
 @pytest.mark.slow
 def test_two_processes_do_what_one_does():
     SCRIPT = """
@@ -140,23 +160,23 @@ import sys, torch
 from accelerate import Accelerator
 from papersuite.sbtr.em import OnlineEM
 from papersuite.sbtr.model import sample_prior
-accelerator, draw = Accelerator(cpu=True), lambda seed: sample_prior((4, 5, 6), 2, generator=torch.Generator().manual_seed(seed))
-index = torch.cartesian_prod(torch.arange(4), torch.arange(5), torch.arange(6))
+accelerator, both = Accelerator(cpu=True), ("gradient", "statistics")
+truth, start = (sample_prior((4, 5, 6), 2, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+index = torch.cartesian_prod(*(torch.arange(n) for n in truth.shape))
+values, start.mean = truth.entries(index) + 0.1, 0.0
 mine = slice(accelerator.process_index, None, accelerator.num_processes)
-values, results = draw(0).entries(index) + 0.1, []
-for m_step in ("gradient", "statistics"):
-    start = draw(1)
-    start.mean = 0.0
-    em = OnlineEM(start, len(index), m_step=m_step, accelerator=accelerator)
-    for _ in range(3): em.step(index[mine], values[mine])
-    results.append(em.ring.to_tensor())
-if accelerator.is_main_process: torch.save(results, sys.argv[1])
+runs = [OnlineEM(start, len(index), m_step=kind, accelerator=accelerator) for kind in both]
+for em in runs * 3: em.step(index[mine], values[mine])
+if accelerator.is_main_process: torch.save([em.ring.to_tensor() for em in runs], sys.argv[1])
 """
+    options = "--cpu --num_machines=1 --mixed_precision=no --dynamo_backend=no --main_process_port=0"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process=1"]
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder)/"train.py"; script.write_text(SCRIPT)
+        script, results = Path(folder)/"train.py", []
+        script.write_text(SCRIPT)
         for processes in (1, 2):
-            command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no",
-                       "--dynamo_backend=no", "--main_process_port=0", "--num_cpu_threads_per_process=1", str(script), f"{folder}/{processes}.pt"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+            words = [f"--num_processes={processes}", str(script), f"{folder}/{processes}.pt"]
+            done = subprocess.run([*launch, *options.split(), *words], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-2000:]
-        for one, two in zip(*(torch.load(f"{folder}/{p}.pt") for p in (1, 2))): test_close(one, two, eps=1e-8)
+            results.append(torch.load(f"{folder}/{processes}.pt"))
+    for one, two in zip(*results): test_close(one, two, eps=1e-8)

@@ -9,117 +9,198 @@ import papersuite.sbtr.variational as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
-# nbs/sbtr/08_variational.ipynb #475f2171
+# nbs/sbtr/08_variational.ipynb #d7135d31
 def test_second_moments_of_chains_are_those_of_samples():
     draw = torch.Generator().manual_seed(0)
-    mean = [torch.randn(1, 2, 3, generator=draw).double(), torch.randn(1, 3, 2, generator=draw).double()]
-    root = [0.3 * torch.randn(1, 6, 6, generator=draw).double() for _ in mean]
-    exact = (kronecker_moments(mean[0], root[0] @ root[0].mT) @ kronecker_moments(mean[1], root[1] @ root[1].mT))[0]
-    samples = [(m.reshape(1, -1) + torch.randn(100_000, 6, generator=draw).double() @ r[0].T).reshape(-1, *m.shape[1:]) for m, r in zip(mean, root)]
-    Q = samples[0] @ samples[1]
-    kron = torch.einsum("nab,ncd->nacbd", Q, Q).reshape(len(Q), 4, 4)
-    assert ((kron.mean(0) - exact) / (kron.std(0) / len(Q) ** 0.5)).abs().max() < 5
+    means = [torch.randn(1, 2, 3, generator=draw).double(), torch.randn(1, 3, 2, generator=draw).double()]
+    roots = [0.3 * torch.randn(1, 6, 6, generator=draw).double() for _ in means]
+    first, second = (kronecker_moments(mean, root @ root.mT)[0] for mean, root in zip(means, roots))
+    samples = []
+    for mean, root in zip(means, roots):
+        noise = torch.randn(100_000, 6, generator=draw).double() @ root[0].T
+        samples.append((mean.reshape(1, -1) + noise).reshape(-1, *mean.shape[1:]))
+    chains = samples[0] @ samples[1]
+    products = torch.einsum("nab,ncd->nacbd", chains, chains).reshape(len(chains), 4, 4)
+    error = products.std(0) / len(chains) ** 0.5
+    assert ((products.mean(0) - first @ second) / error).abs().max() < 5
 
 
-# nbs/sbtr/08_variational.ipynb #845c9722
+# nbs/sbtr/08_variational.ipynb #c9dd3f48
+def test_sums_by_groups_are_a_sparse_product():
+    from scipy.sparse import csr_array
+    rng = np.random.default_rng(0)
+    places = rng.permutation(np.stack(np.divmod(rng.permutation(60)[:40], 10), 1))
+    group, items = np.unique(places[:, 0], return_inverse=True)[1], places[:, 1]
+    weights, rows = rng.normal(size=40), rng.normal(size=(10, 2, 3))
+    matrix = csr_array((weights, (group, items)), shape=(group.max() + 1, 10))
+    sums = grouped(group, items, weights) @ torch.as_tensor(rows)
+    test_eq(sums.flatten(1).numpy(), matrix @ rows.reshape(10, 6))
+
+
+# nbs/sbtr/08_variational.ipynb #b9d90e88
 def test_sums_by_prefixes_equal_sums_over_observations():
     problem = ring_problem(size=4, order=4, rank=2, snr=10.0, missing=0.4, random_state=1)
-    model = VariationalTensorRing((2, 3, 2, 1), n_iter_max=1, pruning=None).fit(problem.train_index, problem.train_values, shape=problem.shape)
-    y = problem.train_values / model.scale_
-    model._plan = {d: model._planned(problem.train_index, y, d, largest=1_000 * (d > 1)) for d in range(4)}  # one row a block, then several
-    assert [len(plans) for plans in model._plan.values()][:2] == [4, 4]
-    krons = [kronecker_moments(m, v) for m, v in zip(model.cores_, model.covariances_)]
+    model = VariationalTensorRing((2, 3, 2, 1), n_iter_max=1, pruning=None)
+    model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+    index, y = map(torch.as_tensor, (problem.train_index, problem.train_values))
+    model._plan = {d: model._planned(problem.train_index, problem.train_values, d) for d in range(4)}
     for d in range(4):
-        gram, side = model._sums(d)
-        (_, R, S), others = model.cores_[d].shape, [(d + k) % 4 for k in range(1, 4)]
-        for row in range(4):
-            own = [(i, v) for i, v in zip(problem.train_index, y) if i[d] == row]
-            chains = [[m[k][i[k]] for k in others] for i, _ in own for m in (krons, model.cores_)]
-            second = sum(_as_second_moment(torch.linalg.multi_dot(c), R, S) for c in chains[::2])
-            first = sum(v * torch.linalg.multi_dot(c).T.flatten() for c, (_, v) in zip(chains[1::2], own))
-            test_close(gram[row], second, eps=1e-9); test_close(side[row], first, eps=1e-9)
+        others, of_row = [(d + k) % 4 for k in (1, 2, 3)], torch.eye(4).double()[index[:, d]]
+        first, second, third = (model.cores_[k][index[:, k]] for k in others)
+        chains = first @ second @ third
+        expected = of_row.T @ (y[:, None] * chains.mT.flatten(1))
+        test_close(model._sums(d)[1], expected, eps=1e-9)
 
 
-# nbs/sbtr/08_variational.ipynb #862220a0
+# nbs/sbtr/08_variational.ipynb #fed5417c
+def test_second_moments_by_prefixes_equal_those_over_observations():
+    problem = ring_problem(size=4, order=4, rank=2, snr=10.0, missing=0.4, random_state=1)
+    model = VariationalTensorRing((2, 3, 2, 1), n_iter_max=1, pruning=None)
+    model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+    index = torch.as_tensor(problem.train_index)
+    krons = list(map(kronecker_moments, model.cores_, model.covariances_))
+    model._plan = {d: model._planned(problem.train_index, problem.train_values, d) for d in range(4)}
+    for d, core in enumerate(model.cores_):
+        others, of_row = [(d + k) % 4 for k in (1, 2, 3)], torch.eye(4).double()[index[:, d]]
+        first, second, third = (krons[k][index[:, k]] for k in others)
+        moments = torch.stack([_as_second_moment(kron, *core.shape[1:]) for kron in first @ second @ third])
+        test_close(model._sums(d)[0], torch.einsum("ni,nab->iab", of_row, moments), eps=1e-9)
+
+
+# nbs/sbtr/08_variational.ipynb #c8420307
+def test_blocks_of_rows_give_the_same_sums():
+    problem = ring_problem(size=4, order=4, rank=2, snr=10.0, missing=0.4, random_state=1)
+    index, y = problem.train_index, problem.train_values
+    model = VariationalTensorRing(2, n_iter_max=1, pruning=None).fit(index, y, shape=problem.shape)
+    blocks = {largest: model._planned(index, y, 0, largest) for largest in (2**26, 1_000, 0)}
+    assert [len(plan) for plan in blocks.values()][::2] == [1, 4]
+    sums = []
+    for plan in blocks.values():
+        model._plan = {0: plan}
+        sums.append(model._sums(0))
+    for gram, side in sums[1:]:
+        test_close(gram, sums[0][0], eps=1e-12)
+        test_close(side, sums[0][1], eps=1e-12)
+
+
+# nbs/sbtr/08_variational.ipynb #f4912a2b
 def test_without_pruning_the_bound_never_falls():
     problem = ring_problem(size=5, order=4, rank=2, snr=15.0, missing=0.3, random_state=1)
     for rank in (2, (1, 3, 2, 2)):
-        model = VariationalTensorRing(rank, n_iter_max=15, pruning=None, tol=0).fit(problem.train_index, problem.train_values, shape=problem.shape)
-        assert (np.diff(model.elbo_) > -1e-6 * np.abs(model.elbo_[:-1])).all(), np.diff(model.elbo_)
+        model = VariationalTensorRing(rank, n_iter_max=15, pruning=None, tol=0)
+        model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+        rounding = 1e-6 * np.abs(model.elbo_[:-1])
+        assert (np.diff(model.elbo_) > -rounding).all(), np.diff(model.elbo_)
 
 
-# nbs/sbtr/08_variational.ipynb #53d10fb8
+# nbs/sbtr/08_variational.ipynb #2e904430
 def test_the_expected_error_is_that_of_samples():
     problem = ring_problem(size=4, order=3, rank=2, snr=10.0, missing=0.3, random_state=1)
-    model = VariationalTensorRing(2, n_iter_max=3, pruning=None).fit(problem.train_index, problem.train_values, shape=problem.shape)
-    draw = torch.Generator().manual_seed(0)
-    def sample():
-        noise = [torch.linalg.cholesky(v) @ torch.randn(*v.shape[:2], 1, generator=draw).double() for v in model.covariances_]
-        cores = [m + e.reshape(m.shape) for m, e in zip(model.cores_, noise)]
-        return ring_entries(cores, torch.as_tensor(problem.test_index)) * model.scale_
-    draws = torch.stack([sample() for _ in range(4_000)]).numpy()
-    assert np.abs((draws.mean(0) - model.predict(problem.test_index)) / (draws.std(0) / 4_000**0.5)).max() < 5
-    test_close(draws.std(0) / model.predict_std(problem.test_index), np.ones(draws.shape[1]), eps=0.12)
+    model = VariationalTensorRing(2, n_iter_max=3, pruning=None)
+    model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+    hidden, draw = torch.as_tensor(problem.test_index), torch.Generator().manual_seed(0)
+    roots = [torch.linalg.cholesky(covariance) for covariance in model.covariances_]
+    def entries():
+        "The hidden entries of a ring drawn from the law."
+        noise = [root @ torch.randn(*root.shape[:2], 1, generator=draw).double() for root in roots]
+        cores = [mean + part.reshape(mean.shape) for mean, part in zip(model.cores_, noise)]
+        return ring_entries(cores, hidden).numpy() * model.scale_
+    draws = np.stack([entries() for _ in range(4_000)])
+    error = draws.std(0) / 4_000**0.5
+    assert np.abs((draws.mean(0) - model.predict(hidden)) / error).max() < 5
+    test_close(draws.std(0) / model.predict_std(hidden), np.ones(len(hidden)), eps=0.12)
 
 
-# nbs/sbtr/08_variational.ipynb #71f840d1
+# nbs/sbtr/08_variational.ipynb #7f23e481
 def test_one_free_core_is_bayesian_linear_regression():
     problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
-    model = VariationalTensorRing(2, n_iter_max=1, pruning=None).fit(problem.train_index, problem.train_values, shape=problem.shape)
-    _, y, _ = check_observations(problem.train_index, problem.train_values, problem.shape)
-    model._values, model._plan, model.noise_precision_ = y, {0: model._planned(problem.train_index, y.numpy(), 0)}, 7.0
-    model.gamma_ = [torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 3.0]).double(), torch.tensor([1.5, 1.0]).double()]
-    for d in (1, 2): model.covariances_[d] *= 0
+    index, y = problem.train_index, problem.train_values
+    model = VariationalTensorRing(2, n_iter_max=1, pruning=None).fit(index, y, shape=problem.shape)
+    model._values, model._plan = torch.as_tensor(y), {0: model._planned(index, y, 0)}
+    for covariance in model.covariances_[1:]: covariance *= 0
+    model.gamma_ = [torch.ones(2).double()] * 3
     model._update_core(0)
+    (first, second, third), (rows, left, right) = model.cores_, index.T
+    designs = (second[left] @ third[right]).mT.flatten(1).numpy()
     for i in range(5):
-        own = problem.train_index[problem.train_index[:, 0] == i]
-        design = np.stack([(model.cores_[1][j] @ model.cores_[2][k]).T.flatten().numpy() for _, j, k in own])
-        precision = 7.0 * design.T @ design + np.diag(np.outer([1.5, 1.0], [1.0, 2.0]).ravel())
-        test_close(model.cores_[0][i].flatten().numpy(), np.linalg.solve(precision, 7.0 * design.T @ y[problem.train_index[:, 0] == i].numpy()), eps=1e-8)
+        design, own = designs[rows == i], y[rows == i]
+        precision = model.noise_precision_ * design.T @ design + np.eye(4)
+        expected = np.linalg.solve(precision, model.noise_precision_ * design.T @ own)
+        test_close(first[i].flatten().numpy(), expected, eps=1e-8)
+
+
+# nbs/sbtr/08_variational.ipynb #e75f8bbc
+def test_the_covariance_of_a_row_inverts_its_precision():
+    problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
+    index, y = problem.train_index, problem.train_values
+    model = VariationalTensorRing(2, n_iter_max=1, pruning=None).fit(index, y, shape=problem.shape)
+    model._values, model._plan = torch.as_tensor(y), {0: model._planned(index, y, 0)}
+    for covariance in model.covariances_[1:]: covariance *= 0
+    model._update_core(0)
+    (_, second, third), (rows, left, right) = model.cores_, index.T
+    prior = np.outer(model.gamma_[2], model.gamma_[0]).flatten()
+    designs = (second[left] @ third[right]).mT.flatten(1).numpy()
+    for i in range(5):
+        design = designs[rows == i]
+        precision = model.noise_precision_ * design.T @ design + np.diag(prior)
         test_close(model.covariances_[0][i].numpy(), np.linalg.inv(precision), eps=1e-8)
 
 
-# nbs/sbtr/08_variational.ipynb #de1b874a
+# nbs/sbtr/08_variational.ipynb #1bb8da90
 def test_pruning_keeps_the_ring_closed_and_one_component():
     problem = ring_problem(size=5, order=3, rank=1, snr=30.0, missing=0.2, random_state=0)
-    for rule in ("energy", "error"):
-        for gamma_rule in ("model", "published"):
-            model = VariationalTensorRing(3, n_iter_max=20, pruning=rule, gamma_rule=gamma_rule).fit(problem.train_index, problem.train_values, shape=problem.shape)
-            for d, (core, covariance) in enumerate(zip(model.cores_, model.covariances_)):
-                test_eq(core.shape, (5, model.ranks_[d - 1], model.ranks_[d])); test_eq(covariance.shape, (5, core[0].numel(), core[0].numel()))
-            assert min(model.ranks_) >= 1 and np.isfinite(model.predict(problem.test_index)).all()
+    for pruning, gamma_rule in [(p, g) for p in PRUNING for g in RELEVANCES]:
+        model = VariationalTensorRing(3, n_iter_max=20, pruning=pruning, gamma_rule=gamma_rule)
+        model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+        for d, (core, covariance) in enumerate(zip(model.cores_, model.covariances_)):
+            numbers = model.ranks_[d - 1] * model.ranks_[d]
+            test_eq(core.shape, (5, model.ranks_[d - 1], model.ranks_[d]))
+            test_eq(covariance.shape, (5, numbers, numbers))
+        assert min(model.ranks_) >= 1 and np.isfinite(model.predict(problem.test_index)).all()
 
 
-# nbs/sbtr/08_variational.ipynb #998531be
+# nbs/sbtr/08_variational.ipynb #e7adc51c
 def test_a_ring_with_next_to_no_noise_is_found_again():
     problem = ring_problem(size=6, order=3, rank=2, snr=80.0, missing=0.3, random_state=0)
-    fits = [VariationalTensorRing(2, n_iter_max=100, pruning=None, random_state=s).fit(problem.train_index, problem.train_values, shape=problem.shape) for s in range(3)]
-    best = min(np.linalg.norm(m.predict(problem.test_index) - problem.test_values) for m in fits)
-    assert best < 0.01 * np.linalg.norm(problem.test_values)
+    errors = []
+    for seed in range(3):
+        model = VariationalTensorRing(2, n_iter_max=100, pruning=None, random_state=seed)
+        model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+        errors.append(np.linalg.norm(model.predict(problem.test_index) - problem.test_values))
+    assert min(errors) < 0.01 * np.linalg.norm(problem.test_values)
 
 
-# nbs/sbtr/08_variational.ipynb #e48163e6
+# nbs/sbtr/08_variational.ipynb #f8469446
 def test_the_published_rule_for_the_precisions_differs_as_said():
     problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
-    model = VariationalTensorRing(2, n_iter_max=1, pruning=None).fit(problem.train_index, problem.train_values, shape=problem.shape)
+    model = VariationalTensorRing(2, n_iter_max=1, pruning=None)
+    model.fit(problem.train_index, problem.train_values, shape=problem.shape)
     precisions, laws = model.gamma_, []
     for rule in ("model", "published"):
         model.gamma_rule, model.gamma_ = rule, list(precisions)
         model._update_gamma(1)
         laws.append(model._gamma_law[1])
     (shape, rate), (published_shape, published_rate) = laws
-    test_close(shape - published_shape, torch.ones(2), eps=1e-12); test_close(published_rate - model.d0, (rate - model.d0) / 2, eps=1e-12)
+    test_close(shape - published_shape, torch.ones(2), eps=1e-12)
+    test_close(published_rate - model.d0, (rate - model.d0) / 2, eps=1e-12)
 
 
-# nbs/sbtr/08_variational.ipynb #cb9b0f00
+# nbs/sbtr/08_variational.ipynb #49081692
 def test_bad_input_is_refused():
     index, y = np.array([[0, 0, 0], [1, 1, 1]]), np.array([0.0, 1.0])
-    for call, message in [(lambda: VariationalTensorRing(0).fit(index, y), "1 or more"), (lambda: VariationalTensorRing(2).fit(index, y * np.nan), "NaN"), (lambda: VariationalTensorRing(pruning="x"), "energy, error"),
-                          (lambda: VariationalTensorRing(2).fit(index[[0, 0]], y), "repeat"), (lambda: VariationalTensorRing(2).fit(index, y, shape=(2, 2, 1)), "mode 2"), (lambda: VariationalTensorRing(c0=0.0), "c0"),
-                          (lambda: VariationalTensorRing().predict(index), "not fitted")]: test_fail(call, contains=message)
+    def refused(contains, *data, **settings):
+        test_fail(lambda: VariationalTensorRing(**settings).fit(*(data or (index, y))), contains=contains)
+    refused("1 or more", rank=0)
+    refused("one of 'energy', 'error'", pruning="x")
+    refused("one of 'model', 'published'", gamma_rule="x")
+    refused("c0", c0=0.0)
+    refused("NaN", index, y * np.nan)
+    refused("repeat", index[[0, 0]], y)
+    test_fail(lambda: VariationalTensorRing(2).fit(index, y, shape=(2, 2, 1)), contains="mode 2")
+    test_fail(lambda: VariationalTensorRing().predict(index), contains="not fitted")
 
 
-# nbs/sbtr/08_variational.ipynb #c93ee00c
+# nbs/sbtr/08_variational.ipynb #7f6d7f31
 def test_the_count_grows_with_the_sixth_power_of_the_rank():
-    growth = np.log2(flops_per_sweep(256, 10**4, (10,) * 4) / flops_per_sweep(128, 10**4, (10,) * 4))
-    assert abs(growth - 6) < 0.01
+    large, half = (flops_per_sweep(rank, 10**4, (10,) * 4) for rank in (256, 128))
+    assert abs(np.log2(large / half) - 6) < 0.01

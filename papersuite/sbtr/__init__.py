@@ -24,5 +24,5 @@ from .variational import VariationalTensorRing
 # %% ../../nbs/sbtr/19_init.ipynb #20f7a19c
 _all_ = [
     "BayesianTensorRing", "EMTensorRing", "GibbsTensorRing", "MaskedCP", "MaskedRingALS", "OnlineTensorRing",
-    "Prior", "RingEstimator", "RingPrior", "VariationalTensorRing", "WeightedRing", "load_ring_estimator", "ring_prior",
-    "sample_prior"]
+    "Prior", "RingEstimator", "RingPrior", "VariationalTensorRing", "WeightedRing", "load_ring_estimator",
+    "ring_prior", "sample_prior"]

@@ -11,6 +11,7 @@ __all__ = ['MaskedRingALS', 'MaskedCP', 'AdditiveMeans', 'AdditiveLogits']
 import numpy as np
 import torch
 from fastcore.basics import patch
+from ..core.check import between, whole
 from ..kernels.ring_entries import ring_entries
 from ..kernels.row_gibbs import row_block_gibbs
 from .conditionals import Observations, Walk
@@ -19,36 +20,46 @@ from scipy.special import expit
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #663a0e0d
 class MaskedRingALS:
-    "Tensor ring fitted to the observed entries by alternating least squares (1); several random starts, the best is kept."
+    "Tensor ring fitted to the observed entries by alternating least squares (1); the best of several starts."
     def __init__(self,
         rank=3,                 # int or one per bond
         n_iter_max: int = 100,  # sweeps
         tol: float = 1e-6,      # stop when the relative error of the fit changes by less
         ridge: float = 1e-3,    # ρ for data scaled to unit variance
-        n_restarts: int = 1,
-        random_state: int = 0,
+        n_restarts: int = 1,    # random starts
+        random_state: int = 0,  # seed
     ):
-        if n_iter_max < 1 or not tol >= 0 or not ridge > 0 or n_restarts < 1:
-            raise ValueError(f"n_iter_max is {n_iter_max}, tol {tol}, ridge {ridge}, n_restarts {n_restarts}; need ≥ 1, ≥ 0, > 0, ≥ 1")
-        self.rank, self.n_iter_max, self.tol, self.ridge, self.n_restarts, self.random_state = rank, n_iter_max, tol, ridge, n_restarts, random_state
+        self.rank, self.random_state = rank, random_state
+        self.n_iter_max = whole("n_iter_max", n_iter_max, least=1)
+        self.n_restarts = whole("n_restarts", n_restarts, least=1)
+        self.tol, self.ridge = between("tol", tol, least=0), between("ridge", ridge, above=0)
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #6547d105
 @patch
-def fit(self: MaskedRingALS, indices, values, *, shape=None):
-    "Fit to observations (n, D) and (n,); sets `cores_`, `ranks_`, `errors_` (relative, per sweep). `ValueError`/`TypeError` for bad input."
+def fit(self: MaskedRingALS,
+    indices,       # (n, D) integer positions
+    values,        # (n,)
+    *, shape=None, # sizes of the modes; default: the largest index of each
+):
+    """Fit to observations; sets `cores_`, `ranks_`, `errors_` (relative, per sweep).
+
+    `ValueError`/`TypeError` for bad input."""
     index, y, self.shape_ = check_observations(indices, values, shape)
     ranks, self.scale_ = check_rank(self.rank, len(self.shape_)), float(y.std(correction=0)) or 1.0
     data = Observations(index, y / self.scale_, self.shape_)
-    runs = [self._run(data, ranks, torch.Generator().manual_seed(self.random_state + 1_000 * k)) for k in range(self.n_restarts)]
+    seeds = [self.random_state + 1_000 * k for k in range(self.n_restarts)]
+    runs = [self._run(data, ranks, torch.Generator().manual_seed(seed)) for seed in seeds]
     self.cores_, self.errors_ = min(runs, key=lambda run: run[1][-1])
     self.ranks_ = tuple(ranks)
     return self
 
+# %% ../../nbs/sbtr/09_baselines.ipynb #6f8ee380
 @patch
-def _run(self: MaskedRingALS, data, ranks, draw) -> tuple:
+def _run(self: MaskedRingALS, data: Observations, ranks: list, draw: torch.Generator) -> tuple:
     "Sweeps from one random start: cores and errors."
-    cores = [torch.randn(n, ranks[d - 1], r, generator=draw, dtype=torch.float64) / r**0.5 for d, (n, r) in enumerate(zip(self.shape_, ranks))]
-    ring, errors = WeightedRing(cores, [torch.ones(r, dtype=torch.float64) for r in ranks], []), []
+    sizes, kind = [(n, ranks[d - 1], ranks[d]) for d, n in enumerate(self.shape_)], dict(dtype=torch.float64)
+    cores = [torch.randn(size, generator=draw, **kind) / size[2]**0.5 for size in sizes]
+    ring, errors = WeightedRing(cores, [torch.ones(rank, **kind) for rank in ranks], []), []
     for _ in range(self.n_iter_max):
         residual = _least_squares_sweep(ring, data, self.ridge)
         errors.append(float(residual.norm() / data.values.norm()))
@@ -56,29 +67,40 @@ def _run(self: MaskedRingALS, data, ranks, draw) -> tuple:
     return ring.cores, errors
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #7a260115
-def _least_squares_sweep(ring: WeightedRing, data: Observations, ridge: float):
+def _least_squares_sweep(ring: WeightedRing, data: Observations, ridge: float) -> torch.Tensor:
     "Equation (1) for every core in turn, in place; returns the residuals (n,)."
     residual, walk = data.values - ring.entries(data.index), Walk(ring, data.index)
+    weight = torch.ones_like(residual)
     for d, (core, order) in enumerate(zip(ring.cores, data.order)):
         rows = core.reshape(len(core), -1)
-        design, ones = walk.sub(d, order).transpose(0, 1).reshape(rows.shape[1], -1), torch.ones_like(residual)
-        rows, residual[order] = row_block_gibbs(rows, design, residual[order], ones, data.offsets[d], torch.zeros_like(rows), torch.full_like(rows[0], ridge))
+        design = walk.sub(d, order).transpose(0, 1).reshape(rows.shape[1], -1)
+        no_noise, precision = torch.zeros_like(rows), torch.full_like(rows[0], ridge)
+        given = (design, residual[order], weight, data.offsets[d], no_noise, precision)
+        rows, residual[order] = row_block_gibbs(rows, *given)
         ring.cores[d] = rows.reshape(core.shape)
         walk.advance(d)
     return residual
 
+# %% ../../nbs/sbtr/09_baselines.ipynb #260979a7
 @patch
-def predict(self: MaskedRingALS, indices) -> np.ndarray:
-    "Entries (n,) of the fitted ring."
+def predict(self: MaskedRingALS,
+    indices,     # (n, D) positions
+) -> np.ndarray: # (n,)
+    "Entries of the fitted ring. `ValueError` before a fit."
     if not hasattr(self, "cores_"): raise ValueError("this MaskedRingALS is not fitted yet; call fit first")
-    return ring_entries(self.cores_, torch.as_tensor(np.asarray(indices), dtype=torch.int64)).numpy() * self.scale_
+    index = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+    return ring_entries(self.cores_, index).numpy() * self.scale_
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #651dd7fc
 class MaskedCP:
     "CP decomposition of the observed entries by tensorly's `parafac` with a mask."
-    def __init__(self, rank: int = 3, n_iter_max: int = 300, random_state: int = 0):
-        if rank < 1 or n_iter_max < 1: raise ValueError(f"rank is {rank}, n_iter_max {n_iter_max}; both must be 1 or more")
-        self.rank, self.n_iter_max, self.random_state = rank, n_iter_max, random_state
+    def __init__(self,
+        rank: int = 3,
+        n_iter_max: int = 300,
+        random_state: int = 0, # seed of the start
+    ):
+        self.rank, self.n_iter_max = whole("rank", rank, 1), whole("n_iter_max", n_iter_max, 1)
+        self.random_state = random_state
 
     def fit(self, indices, values, *, shape=None):
         "Fit to observations (n, D) and (n,); sets `tensor_`. `ValueError`/`TypeError` for bad input."
@@ -88,61 +110,92 @@ class MaskedCP:
         scale, place = float(y.std(correction=0)) or 1.0, tuple(index.numpy().T)
         dense, mask = np.zeros(shape), np.zeros(shape)
         dense[place], mask[place] = y.numpy() / scale, 1.0
+        how = dict(n_iter_max=self.n_iter_max, random_state=self.random_state, normalize_factors=False)
         with tl.backend_context("numpy"):
-            cp = parafac(dense, self.rank, n_iter_max=self.n_iter_max, init="random", mask=mask, random_state=self.random_state, normalize_factors=False)
-            self.tensor_ = tl.cp_to_tensor(cp) * scale
+            self.tensor_ = tl.cp_to_tensor(parafac(dense, self.rank, init="random", mask=mask, **how)) * scale
         return self
 
-    def predict(self, indices) -> np.ndarray:
-        "Entries (n,) of the fitted tensor."
-        if not hasattr(self, "tensor_"): raise ValueError("this MaskedCP is not fitted yet; call fit first")
-        return self.tensor_[tuple(np.asarray(indices).T)]
+# %% ../../nbs/sbtr/09_baselines.ipynb #4cca122a
+@patch
+def predict(self: MaskedCP,
+    indices,     # (n, D) positions
+) -> np.ndarray: # (n,)
+    "Entries of the fitted tensor. `ValueError` before a fit."
+    if not hasattr(self, "tensor_"): raise ValueError("this MaskedCP is not fitted yet; call fit first")
+    return self.tensor_[tuple(np.asarray(indices).T)]
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #132bcefc
+def _columns(index: torch.Tensor, shape: tuple) -> np.ndarray:
+    "Which effects an observation has, (n, D): the rows of all modes are numbered one after the other."
+    return (index + torch.tensor([0, *np.cumsum(shape)[:-1]])).numpy()
+
+def _per_mode(effects: np.ndarray, shape: tuple) -> list:
+    "Effects of all rows, mode by mode."
+    return np.split(effects, np.cumsum(shape)[:-1])
+
+# %% ../../nbs/sbtr/09_baselines.ipynb #d562d733
 class AdditiveMeans:
     "Overall mean plus one effect per row of each mode, by sparse least squares (SciPy)."
-    def __init__(self, damp: float = 1.0): self.damp = damp # root of the ridge on the effects
+    def __init__(self,
+        damp: float = 1.0, # root of the ridge on the effects
+    ): self.damp = damp
 
     def fit(self, indices, values, *, shape=None):
-        "Fit to observations (n, D) and (n,); sets `mean_` and `effects_`. `ValueError`/`TypeError` for bad input."
+        "Fit to (n, D) and (n,); sets `mean_` and `effects_`. `ValueError`/`TypeError` for bad input."
         from scipy.sparse import csr_array
         from scipy.sparse.linalg import lsqr
         index, y, shape = check_observations(indices, values, shape)
-        columns = (index + torch.tensor([0, *np.cumsum(shape)[:-1]])).numpy()
-        design = csr_array((np.ones(columns.size), columns.ravel(), np.arange(0, columns.size + 1, len(shape))), shape=(len(y), sum(shape)))
+        columns = _columns(index, shape)
+        starts = np.arange(0, columns.size + 1, len(shape))
+        ones = np.ones(columns.size)
+        design = csr_array((ones, columns.ravel(), starts), shape=(len(y), sum(shape)))
         self.mean_ = float(y.mean())
-        effects = lsqr(design, y.numpy() - self.mean_, damp=self.damp)[0]
-        self.effects_ = np.split(effects, np.cumsum(shape)[:-1])
+        self.effects_ = _per_mode(lsqr(design, y.numpy() - self.mean_, damp=self.damp)[0], shape)
         return self
 
     def predict(self, indices) -> np.ndarray:
-        "Mean plus effects, (n,)."
-        if not hasattr(self, "mean_"): raise ValueError("these AdditiveMeans are not fitted yet; call fit first")
+        "Mean plus effects, (n,). `ValueError` before a fit."
+        if not hasattr(self, "mean_"):
+            raise ValueError("these AdditiveMeans are not fitted yet; call fit first")
         return self.mean_ + sum(e[i] for e, i in zip(self.effects_, np.asarray(indices).T))
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #04e3b24d
 class AdditiveLogits:
-    "Logistic regression on one effect per row of each mode, equation (2); `predict` gives probabilities of a one."
-    def __init__(self, ridge: float = 1.0): # ρ
-        if not ridge > 0: raise ValueError(f"ridge is {ridge}; it must be above 0, for a row with ones alone has no finite effect without it")
-        self.ridge = ridge
-
-    def fit(self, indices, values, *, shape=None):
-        "Fit to observations (n, D) and (n,) of 0 and 1; sets `intercept_` and `effects_`. `ValueError`/`TypeError` for bad input."
-        from scipy.optimize import minimize
-        index, y, shape = check_observations(indices, values, shape, "bernoulli")
-        columns, penalty = (index + torch.tensor([0, *np.cumsum(shape)[:-1]])).numpy() + 1, np.r_[0.0, np.full(sum(shape), self.ridge)]
-        def objective(a):
-            x = a[0] + a[columns].sum(1)
-            slope = expit(x) - y.numpy()
-            gradient = np.bincount(columns.ravel(), np.repeat(slope, len(shape)), len(a)) + penalty * a
-            gradient[0] += slope.sum()
-            return np.logaddexp(0, x).sum() - y.numpy() @ x + penalty @ a**2 / 2, gradient
-        found = minimize(objective, np.zeros(len(penalty)), jac=True, method="L-BFGS-B", options=dict(maxiter=1_000, gtol=1e-8, ftol=1e-14)).x
-        self.intercept_, self.effects_ = float(found[0]), np.split(found[1:], np.cumsum(shape)[:-1])
-        return self
+    "Logistic regression on one effect per row of each mode, (2); `predict` gives probabilities of a one."
+    def __init__(self,
+        ridge: float = 1.0, # ρ; a row with ones alone has no finite effect without it
+    ): self.ridge = between("ridge", ridge, above=0)
 
     def predict(self, indices) -> np.ndarray:
-        "Probabilities of a one, (n,)."
-        if not hasattr(self, "effects_"): raise ValueError("these AdditiveLogits are not fitted yet; call fit first")
-        return expit(self.intercept_ + sum(e[i] for e, i in zip(self.effects_, np.asarray(indices).T)))
+        "Probabilities of a one, (n,). `ValueError` before a fit."
+        if not hasattr(self, "effects_"):
+            raise ValueError("these AdditiveLogits are not fitted yet; call fit first")
+        effects = sum(e[i] for e, i in zip(self.effects_, np.asarray(indices).T))
+        return expit(self.intercept_ + effects)
+
+# %% ../../nbs/sbtr/09_baselines.ipynb #a21960cb
+def _penalised_loss(a: np.ndarray, columns: np.ndarray, y: np.ndarray, penalty: np.ndarray) -> tuple:
+    "Equation (2) at intercept and effects `a`, and its gradient."
+    x = a[0] + a[columns].sum(1)
+    slope = expit(x) - y
+    gradient = np.bincount(columns.ravel(), np.repeat(slope, columns.shape[1]), len(a)) + penalty * a
+    gradient[0] += slope.sum()
+    return np.logaddexp(0, x).sum() - y @ x + penalty @ a**2 / 2, gradient
+
+# %% ../../nbs/sbtr/09_baselines.ipynb #40e3bd6e
+@patch
+def fit(self: AdditiveLogits,
+    indices,       # (n, D) integer positions
+    values,        # (n,) of 0 and 1
+    *, shape=None, # sizes of the modes; default: the largest index of each
+):
+    "Fit to observations; sets `intercept_` and `effects_`. `ValueError`/`TypeError` for bad input."
+    from scipy.optimize import minimize
+    index, y, shape = check_observations(indices, values, shape, "bernoulli")
+    penalty = np.r_[0.0, np.full(sum(shape), self.ridge)]
+    given = (_columns(index, shape) + 1, y.numpy(), penalty)
+    options = dict(maxiter=1_000, gtol=1e-8, ftol=1e-14)
+    start = np.zeros(len(penalty))
+    found = minimize(_penalised_loss, start, given, jac=True, method="L-BFGS-B", options=options).x
+    self.intercept_, self.effects_ = float(found[0]), _per_mode(found[1:], shape)
+    return self

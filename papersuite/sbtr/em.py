@@ -7,15 +7,16 @@ Docs: https://papersuite.github.io/papersuite/sbtr/em.html.md"""
 # %% auto #0
 __all__ = ['Means', 'run_em', 'RingModule', 'surrogate', 'OnlineEM', 'minibatches']
 
-# %% ../../nbs/sbtr/07_em.ipynb #579fcef9
+# %% ../../nbs/sbtr/07_em.ipynb #791ecf58
 import math
 import numpy as np
 import torch
 from fastcore.basics import patch
+from ..core.check import one_of
 from ..kernels.polya_gamma import polya_gamma_mean
 from ..kernels.ring_entries import ring_entries
 from .conditionals import Observations, Walk, gathered
-from .gibbs import gibbs_sweep
+from .gibbs import GibbsChain, gibbs_sweep, total_log_likelihood
 from .model import WeightedRing, log_likelihood
 from .prior import Prior, RingPrior
 from torch import Tensor
@@ -35,28 +36,28 @@ class Means:
         "The mean of the unknown that `prior` governs, given what its `expected` asks for."
         return prior.expected(*given)
 
-# %% ../../nbs/sbtr/07_em.ipynb #b6b2a0cd
+# %% ../../nbs/sbtr/07_em.ipynb #ccee0bbb
 def run_em(
     ring: WeightedRing,        # the start; updated in place
     data: Observations,
     prior: Prior = RingPrior(),
-    n_iter: int = 200,
+    n_iter: int = 200,         # sweeps at most
     tol: float = 1e-6,         # stop when the log-likelihood changes by less, relatively
     update: str = "block",     # "scalar" or "block"
     progress=None,             # called after each sweep with (ring, log likelihood)
-) -> dict:                     # traces
+) -> dict:                     # traces: log_likelihood, noise_precision, ranks
     "Batch EM: Gibbs sweeps with every draw replaced by its mean."
-    trace = {"log_likelihood": [], "noise_precision": [], "ranks": []}
+    run, before = GibbsChain(), None
     for _ in range(n_iter):
         x = gibbs_sweep(ring, data, prior, Means(), update)
-        fit = float(log_likelihood(x, data.values, ring.noise_precision if data.likelihood == "gaussian" else None).sum())
-        for name, value in zip(trace, (fit, ring.noise_precision, ring.ranks)): trace[name].append(value)
+        fit = total_log_likelihood(ring, x, data)
+        run.note(ring, fit)
         if progress: progress(ring, fit)
-        before = trace["log_likelihood"][-2:][0]
-        if len(trace["ranks"]) > 1 and abs(fit - before) < tol * abs(fit): break
-    return trace
+        if before is not None and abs(fit - before) < tol * abs(fit): break
+        before = fit
+    return run.trace
 
-# %% ../../nbs/sbtr/07_em.ipynb #88118f0b
+# %% ../../nbs/sbtr/07_em.ipynb #fcf36c3c
 class RingModule(torch.nn.Module):
     "A weighted ring with trainable cores, weights and, if it has one, mean."
     def __init__(self,
@@ -65,29 +66,34 @@ class RingModule(torch.nn.Module):
     ):
         super().__init__()
         self.mean_precision = mean_precision
-        self.cores = torch.nn.ParameterList([c.clone() for c in ring.cores])
-        self.weights = torch.nn.ParameterList([w.clone() for w in ring.weights])
-        self.mean = None if ring.mean is None else torch.nn.Parameter(ring.cores[0].new_tensor(ring.mean))
+        self.cores = torch.nn.ParameterList([core.clone() for core in ring.cores])
+        self.weights = torch.nn.ParameterList([weight.clone() for weight in ring.weights])
+        mean = None if ring.mean is None else ring.cores[0].new_tensor(ring.mean)
+        self.mean = None if mean is None else torch.nn.Parameter(mean)
 
     def forward(self, index: Tensor, precisions: list) -> tuple:
         "Entries at `index`, and the penalty of (1) before division by N, for weight precisions τ."
-        entries = ring_entries([c * w for c, w in zip(self.cores, self.weights)], index)
-        penalty = sum(c.square().sum() for c in self.cores) + sum((t * w.square()).sum() for t, w in zip(precisions, self.weights))
+        entries = ring_entries([core * weight for core, weight in zip(self.cores, self.weights)], index)
+        of_cores = sum(core.square().sum() for core in self.cores)
+        of_weights = sum((tau * weight.square()).sum() for tau, weight in zip(precisions, self.weights))
+        penalty = of_cores + of_weights
         if self.mean is None: return entries, penalty / 2
         return entries + self.mean, (penalty + self.mean_precision * self.mean.square()) / 2
 
+# %% ../../nbs/sbtr/07_em.ipynb #7c4e7f28
 def surrogate(x: Tensor, values: Tensor, noise_precision: float | None) -> Tensor:
     "The terms ℓ of (1); a noise precision of None means binary values, with ω at its expectation."
-    if noise_precision is None: return polya_gamma_mean(x.detach()) / 2 * x.square() - (values - 0.5) * x
-    return noise_precision / 2 * (values - x).square()
+    if noise_precision is not None: return noise_precision / 2 * (values - x).square()
+    omega = polya_gamma_mean(x.detach())
+    return omega / 2 * x.square() - (values - 0.5) * x
 
-# %% ../../nbs/sbtr/07_em.ipynb #88225280
+# %% ../../nbs/sbtr/07_em.ipynb #5a23e0be
 class OnlineEM:
     "Online EM for a weighted tensor ring: call `step` with one batch after another (arXiv 2412.03321)."
     def __init__(self,
         ring: WeightedRing,         # the start, on the device to work on
         n_total: int,               # observations in the whole data set, N
-        likelihood: str = "gaussian",
+        likelihood: str = "gaussian", # or "bernoulli"
         prior: Prior = RingPrior(),
         m_step: str = "gradient",   # "gradient" (Adam) or "statistics" (2)
         learning_rate: float = 1e-2, # of Adam
@@ -97,18 +103,31 @@ class OnlineEM:
         learn_noise: bool = True,
         accelerator=None,           # `accelerate.Accelerator` for several processes
     ):
-        if m_step not in ("gradient", "statistics"): raise ValueError(f"m_step is {m_step!r}; it must be gradient or statistics")
-        if n_total < 1 or not learning_rate > 0 or not 0.5 < forgetting <= 1 or delay < 0:
-            raise ValueError(f"n_total is {n_total}, learning_rate {learning_rate}, forgetting {forgetting}, delay {delay}; need ≥ 1, > 0, in (1/2, 1], ≥ 0")
-        self.n_total, self.likelihood, self.prior, self.m_step, self.accelerator = n_total, likelihood, prior, m_step, accelerator
-        self.forgetting, self.delay, self.learn_multipliers, self.learn_noise = forgetting, delay, learn_multipliers, learn_noise
-        self.multipliers, self.noise_precision = [m.clone() for m in ring.multipliers], float(ring.noise_precision)
-        self.module, self.n_steps, self.n_seen = RingModule(ring, prior.mean.precision), 0, 0
-        self.error, self.statistics = None, None
-        self.optimizer = torch.optim.Adam(self.module.parameters(), learning_rate)
-        if accelerator: self.module, self.optimizer = accelerator.prepare(self.module, self.optimizer)
+        _check_run(n_total, m_step, learning_rate, forgetting, delay)
+        self.n_total, self.likelihood, self.prior, self.m_step = n_total, likelihood, prior, m_step
+        self.forgetting, self.delay, self.accelerator = forgetting, delay, accelerator
+        self.learn_multipliers, self.learn_noise = learn_multipliers, learn_noise
+        self._begin(ring, learning_rate)
 
-# %% ../../nbs/sbtr/07_em.ipynb #50e1bb92
+# %% ../../nbs/sbtr/07_em.ipynb #44347f7b
+@patch
+def _begin(self: OnlineEM, ring: WeightedRing, learning_rate: float):
+    "The module, its optimiser and the running quantities at the start."
+    self.multipliers = [multipliers.clone() for multipliers in ring.multipliers]
+    self.noise_precision = float(ring.noise_precision)
+    self.module, self.n_steps, self.n_seen = RingModule(ring, self.prior.mean.precision), 0, 0
+    self.error, self.statistics = None, None
+    self.optimizer = torch.optim.Adam(self.module.parameters(), learning_rate)
+    if self.accelerator: self.module, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+
+def _check_run(n_total, m_step, learning_rate, forgetting, delay):
+    "`ValueError` for settings that cannot be meant."
+    one_of("m_step", m_step, ("gradient", "statistics"))
+    if n_total >= 1 and learning_rate > 0 and 0.5 < forgetting <= 1 and delay >= 0: return
+    given = f"n_total is {n_total}, learning_rate {learning_rate}, forgetting {forgetting}, delay {delay}"
+    raise ValueError(f"{given}; need ≥ 1, > 0, in (1/2, 1], ≥ 0")
+
+# %% ../../nbs/sbtr/07_em.ipynb #254c3ea1
 @patch(as_prop=True)
 def unwrapped(self: OnlineEM) -> RingModule:
     "The module itself, out of what accelerate has wrapped around it."
@@ -117,143 +136,204 @@ def unwrapped(self: OnlineEM) -> RingModule:
 @patch(as_prop=True)
 def ring(self: OnlineEM) -> WeightedRing:
     "The current ring, detached."
-    cores, weights = ([t.detach() for t in part] for part in (self.unwrapped.cores, self.unwrapped.weights))
-    mean = None if self.unwrapped.mean is None else float(self.unwrapped.mean.detach())
+    module = self.unwrapped
+    cores, weights = ([tensor.detach() for tensor in part] for part in (module.cores, module.weights))
+    mean = None if module.mean is None else float(module.mean.detach())
     return WeightedRing(cores, weights, self.multipliers, self.noise_precision, mean)
 
 @patch
-def _mean(self: OnlineEM, value: Tensor) -> Tensor:
+def _average(self: OnlineEM, value: Tensor) -> Tensor:
     "Average over processes."
     return self.accelerator.reduce(value, "mean") if self.accelerator else value
 
-# %% ../../nbs/sbtr/07_em.ipynb #af62c7b8
+# %% ../../nbs/sbtr/07_em.ipynb #8ffcc70e
 @patch
 def step(self: OnlineEM,
     index: Tensor,  # (B, D)
     values: Tensor, # (B,)
 ) -> float:         # mean log-likelihood of the batch before the step
     "E-step and M-step on one batch."
-    n = len(values) * (self.accelerator.num_processes if self.accelerator else 1)
-    self.n_steps, self.n_seen = self.n_steps + 1, self.n_seen + n
+    processes = self.accelerator.num_processes if self.accelerator else 1
+    self.n_steps, self.n_seen = self.n_steps + 1, self.n_seen + len(values) * processes
     gamma = min(1.0, (self.delay + self.n_steps) ** -self.forgetting)
-    x = (self._gradient_step if self.m_step == "gradient" else self._statistics_step)(index, values, gamma)
+    m_step = self._gradient_step if self.m_step == "gradient" else self._statistics_step
+    x = m_step(index, values, gamma)
     self._expectations(x, values, gamma)
-    noise = self.noise_precision if self.likelihood == "gaussian" else None
-    return float(log_likelihood(x, values, noise).mean())
+    return float(log_likelihood(x, values, self._noise).mean())
 
-# %% ../../nbs/sbtr/07_em.ipynb #9f61901f
+@patch(as_prop=True)
+def _noise(self: OnlineEM) -> float | None:
+    "The noise precision, or None where the likelihood has no noise."
+    return self.noise_precision if self.likelihood == "gaussian" else None
+
+# %% ../../nbs/sbtr/07_em.ipynb #0c01706f
 @patch
 def _expectations(self: OnlineEM, x: Tensor, values: Tensor, gamma: float):
     "Multipliers and noise precision at their means."
-    if self.learn_multipliers: self.multipliers = [
-        self.prior.expected(weight.double(), multipliers.double()).to(weight)
-        for weight, multipliers in zip(self.ring.weights, self.multipliers)]
+    if self.learn_multipliers:
+        bonds = zip(self.ring.weights, self.multipliers)
+        self.multipliers = [self.prior.expected(w.double(), m.double()).to(w) for w, m in bonds]
     if self.learn_noise and self.likelihood == "gaussian":
-        error = float(self._mean((values - x).square().mean()))
+        error = float(self._average((values - x).square().mean()))
         self.error = error if self.error is None else (1 - gamma) * self.error + gamma * error
         self.noise_precision = self.prior.noise.expected(self.n_total, self.n_total * self.error)
 
+# %% ../../nbs/sbtr/07_em.ipynb #665c478b
 @patch
 def _gradient_step(self: OnlineEM, index: Tensor, values: Tensor, gamma: float) -> Tensor:
     "One Adam step on (1); returns the entries before it."
-    precisions = [self.prior.precision(m) for m in self.multipliers]
-    x, penalty = self.module(index, precisions)
-    loss = surrogate(x, values, self.noise_precision if self.likelihood == "gaussian" else None).mean() + penalty / self.n_total
+    x, penalty = self.module(index, [self.prior.precision(m) for m in self.multipliers])
+    loss = surrogate(x, values, self._noise).mean() + penalty / self.n_total
     self.optimizer.zero_grad()
-    self.accelerator.backward(loss) if self.accelerator else loss.backward()
+    if self.accelerator: self.accelerator.backward(loss)
+    else: loss.backward()
     self.optimizer.step()
     return x.detach()
 
-# %% ../../nbs/sbtr/07_em.ipynb #8763ad39
+# %% ../../nbs/sbtr/07_em.ipynb #582c93af
 @patch
 def _statistics_step(self: OnlineEM, index: Tensor, values: Tensor, gamma: float) -> Tensor:
     "One pass of (2) over cores and weights; returns the entries before it."
     ring, gaussian = self.ring, self.likelihood == "gaussian"
     before, walk = ring.entries(index), Walk(ring, index)
-    omega, kappa = (torch.ones_like(before), values) if gaussian else (polya_gamma_mean(before), values - 0.5)
+    omega = torch.ones_like(before) if gaussian else polya_gamma_mean(before)
+    responses = values if gaussian else values - 0.5
     scale = self.noise_precision if gaussian else 1.0
     self.statistics = self.statistics or [{} for _ in ring.shape]
-    responses = kappa
-    if ring.mean is not None: kappa = responses - omega * ring.mean
+    kappa = responses if ring.mean is None else responses - omega * ring.mean
     for d, column in enumerate(index.T):
         sub = walk.sub(d)
-        size = ring.cores[d][0].numel()
-        design = (sub * ring.weights[d][:, None, None]).transpose(0, 1).reshape(size, -1)
-        seen, rows = column.unique(return_inverse=True)
-        gram, side = self._running(d, "core", rows, seen, design, omega, kappa, gamma, len(ring.cores[d]))
-        ring.cores[d][seen] = _solved(gram, side, scale, gram.new_ones(size)).reshape(-1, *ring.cores[d].shape[1:])
-        design = (sub * gathered(ring.cores[d], column).transpose(0, 1)).sum(1)
-        one = column.new_zeros(1)
-        gram, side = self._running(d, "weight", torch.zeros_like(column), one, design, omega, kappa, gamma, 1)
-        ring.weights[d].copy_(_solved(gram, side, scale, self.prior.precision(self.multipliers[d]))[0])
+        self._core_step(ring, d, column, sub, omega, kappa, scale, gamma)
+        self._weight_step(ring, d, column, sub, omega, kappa, scale, gamma)
         walk.advance(d)
-    if ring.mean is not None: self._mean_step(responses - omega * (ring.entries(index) - ring.mean), omega, scale, gamma)
+    if ring.mean is not None:
+        rest = responses - omega * (ring.entries(index) - ring.mean)
+        self._mean_step(rest, omega, scale, gamma)
     return before
 
-# %% ../../nbs/sbtr/07_em.ipynb #8ce10389
+# %% ../../nbs/sbtr/07_em.ipynb #c9767446
+@patch
+def _core_step(self: OnlineEM, ring, d: int, column, sub, omega, kappa, scale: float, gamma: float):
+    "Equation (2) for the rows of core d in the batch, in place."
+    core, size = ring.cores[d], ring.cores[d][0].numel()
+    design = (sub * ring.weights[d][:, None, None]).transpose(0, 1).reshape(size, -1)
+    seen, rows = column.unique(return_inverse=True)
+    gram, side = self._running(d, "core", rows, seen, design, omega, kappa, gamma, len(core))
+    core[seen] = _solved(gram, side, scale, gram.new_ones(size)).reshape(-1, *core.shape[1:])
+
+# %% ../../nbs/sbtr/07_em.ipynb #bed59da3
+@patch
+def _weight_step(self: OnlineEM, ring, d: int, column, sub, omega, kappa, scale: float, gamma: float):
+    "Equation (2) for the weights of bond d, in place."
+    design = (sub * gathered(ring.cores[d], column).transpose(0, 1)).sum(1)
+    everything, only = torch.zeros_like(column), column.new_zeros(1)
+    gram, side = self._running(d, "weight", everything, only, design, omega, kappa, gamma, 1)
+    precision = self.prior.precision(self.multipliers[d])
+    ring.weights[d].copy_(_solved(gram, side, scale, precision)[0])
+
+# %% ../../nbs/sbtr/07_em.ipynb #c20dbc7c
 @patch
 def _mean_step(self: OnlineEM, rest: Tensor, omega: Tensor, scale: float, gamma: float):
     "Equation (3) for the mean; `rest` (B,) is what the ring leaves of the responses."
     zeros = torch.zeros_like(rest, dtype=torch.long)
-    gram, side = self._running(0, "mean", zeros, zeros[:1], torch.ones_like(rest)[None], omega, rest, gamma, 1)
+    design = torch.ones_like(rest)[None]
+    gram, side = self._running(0, "mean", zeros, zeros[:1], design, omega, rest, gamma, 1)
     precision = gram.new_full((1,), self.prior.mean.precision)
     self.unwrapped.mean.data.fill_(float(_solved(gram, side, scale, precision)))
 
-# %% ../../nbs/sbtr/07_em.ipynb #c8d19464
 def _solved(gram: Tensor, side: Tensor, scale: float, precision: Tensor) -> Tensor:
     "Solutions of (diag(precision) + scale · gram) g = scale · side, one per row."
     return torch.linalg.solve(scale * gram + precision.diag(), scale * side)
 
-@patch
-def _running(self: OnlineEM, d, kind, rows, seen, design, omega, kappa, gamma, size):
-    "Update the running statistics (2) of mode `d` and return those of the rows `seen`."
-    k, n_seen = len(design), min(self.n_total, self.n_seen)
-    gram, side = design.new_zeros(len(seen), k, k), design.new_zeros(len(seen), k)
-    order, counts = torch.argsort(rows, stable=True), torch.bincount(rows, minlength=len(seen)).tolist()
-    for j, part in enumerate(order.split(counts)):
-        c = design[:, part]
-        gram[j], side[j] = (c * omega[part]) @ c.T, c @ kappa[part]
-    old = self.statistics[d].setdefault(kind, (design.new_zeros(size, k, k), design.new_zeros(size, k)))
-    for total, new in zip(old, (gram, side)):
-        full = torch.zeros_like(total).index_copy_(0, seen, new) if self.accelerator else None
-        total *= 1 - gamma
-        if full is None: total[seen] += gamma * n_seen / len(kappa) * new
-        else: total += gamma * n_seen / len(kappa) * self._mean(full)
-    return old[0][seen], old[1][seen]
+# %% ../../nbs/sbtr/07_em.ipynb #464a1da4
+def _batch_sums(rows: Tensor, n_rows: int, design: Tensor, omega: Tensor, kappa: Tensor) -> tuple:
+    "Σ w c cᵀ (n_rows, k, k) and Σ κ c (n_rows, k) over the observations of each row."
+    k = len(design)
+    gram, side = design.new_zeros(n_rows, k, k), design.new_zeros(n_rows, k)
+    order, counts = torch.argsort(rows, stable=True), torch.bincount(rows, minlength=n_rows).tolist()
+    for j, own in enumerate(order.split(counts)):
+        c = design[:, own]
+        gram[j], side[j] = (c * omega[own]) @ c.T, c @ kappa[own]
+    return gram, side
 
-# %% ../../nbs/sbtr/07_em.ipynb #fe3091d5
+# %% ../../nbs/sbtr/07_em.ipynb #24a72714
+@patch
+def _running(self: OnlineEM,
+    d: int, kind: str,           # mode, and "core", "weight" or "mean"
+    rows: Tensor, seen: Tensor,  # (B,) which of the rows `seen` an observation belongs to
+    design: Tensor,              # (k, B)
+    omega: Tensor, kappa: Tensor, # (B,) weights and weighted responses
+    gamma: float, size: int,     # step size; rows in all
+) -> tuple:                      # (seen, k, k) and (seen, k)
+    "Update the running statistics (2) of mode `d` and return those of the rows `seen`."
+    k = len(design)
+    sums = _batch_sums(rows, len(seen), design, omega, kappa)
+    start = (design.new_zeros(size, k, k), design.new_zeros(size, k))
+    totals = self.statistics[d].setdefault(kind, start)
+    share = gamma * min(self.n_total, self.n_seen) / len(kappa)
+    for total, new in zip(totals, sums):
+        total *= 1 - gamma
+        if self.accelerator: total += share * self._average(torch.zeros_like(total).index_copy_(0, seen, new))
+        else: total[seen] += share * new
+    return totals[0][seen], totals[1][seen]
+
+# %% ../../nbs/sbtr/07_em.ipynb #7c2e75f5
 @patch
 def state(self: OnlineEM) -> dict:
     "Every tensor of the run by name (of the parameters and of the optimiser, or the statistics)."
-    ring, out = self.ring, {}
-    for part in ("cores", "weights", "multipliers"): out |= {f"online/{part}/{d}": t.clone() for d, t in enumerate(getattr(ring, part))}
-    if ring.mean is not None: out["online/mean"] = torch.tensor(ring.mean, dtype=torch.float64)
-    for i, moments in self.optimizer.state_dict()["state"].items(): out |= {f"online/adam/{i}/{k}": torch.as_tensor(t) for k, t in moments.items()}
-    for d, mode in enumerate(self.statistics or []): out |= {f"online/statistics/{d}/{kind}/{j}": t for kind, pair in mode.items() for j, t in enumerate(pair)}
-    return out
+    ring, tensors = self.ring, {}
+    for part in ("cores", "weights", "multipliers"):
+        for d, tensor in enumerate(getattr(ring, part)): tensors[f"online/{part}/{d}"] = tensor.clone()
+    if ring.mean is not None: tensors["online/mean"] = torch.tensor(ring.mean, dtype=torch.float64)
+    for i, moments in self.optimizer.state_dict()["state"].items():
+        for name, tensor in moments.items(): tensors[f"online/adam/{i}/{name}"] = torch.as_tensor(tensor)
+    for d, mode in enumerate(self.statistics or []):
+        for kind, pair in mode.items():
+            for j, tensor in enumerate(pair): tensors[f"online/statistics/{d}/{kind}/{j}"] = tensor
+    return tensors
 
+# %% ../../nbs/sbtr/07_em.ipynb #fe7c9bb5
 @patch
 def facts(self: OnlineEM) -> dict:
     "The numbers of the run that are not tensors."
-    return {k: getattr(self, k) for k in ("n_total", "n_steps", "n_seen", "error", "noise_precision")}
+    names = ("n_total", "n_steps", "n_seen", "error", "noise_precision")
+    return {name: getattr(self, name) for name in names}
 
-# %% ../../nbs/sbtr/07_em.ipynb #40d48436
+# %% ../../nbs/sbtr/07_em.ipynb #0bd7d9ae
 @patch
 def load(self: OnlineEM, tensors: dict, facts: dict):
     "Put back what `state` and `facts` gave."
-    for k, v in facts.items(): setattr(self, k, v)
-    D, moments, statistics = len(self.multipliers), {}, [{} for _ in self.multipliers]
-    for part, target in (("cores", self.ring.cores), ("weights", self.ring.weights)):
-        for d in range(D): target[d].copy_(tensors[f"online/{part}/{d}"])
-    self.multipliers = [tensors[f"online/multipliers/{d}"] for d in range(D)]
+    for name, value in facts.items(): setattr(self, name, value)
+    modes, ring = range(len(self.multipliers)), self.ring
+    for d in modes:
+        ring.cores[d].copy_(tensors[f"online/cores/{d}"])
+        ring.weights[d].copy_(tensors[f"online/weights/{d}"])
+    self.multipliers = [tensors[f"online/multipliers/{d}"] for d in modes]
     if "online/mean" in tensors: self.unwrapped.mean.data.fill_(float(tensors["online/mean"]))
-    for key, t in tensors.items():
-        if key.startswith("online/adam/"): moments.setdefault(int(key.split("/")[2]), {})[key.split("/")[3]] = t
-        if key.startswith("online/statistics/"): statistics[int(key.split("/")[2])].setdefault(key.split("/")[3], [None, None])[int(key.split("/")[4])] = t
+    moments = _saved_moments(tensors)
     if moments: self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-    self.statistics = statistics if any(statistics) else None
+    self.statistics = _saved_statistics(tensors, len(modes))
 
-# %% ../../nbs/sbtr/07_em.ipynb #4c77d591
+# %% ../../nbs/sbtr/07_em.ipynb #d6f79689
+def _saved_moments(tensors: dict) -> dict:
+    "The state of Adam as its `state_dict` has it: parameter -> name -> tensor."
+    moments = {}
+    for name, tensor in tensors.items():
+        if not name.startswith("online/adam/"): continue
+        _, _, parameter, quantity = name.split("/")
+        moments.setdefault(int(parameter), {})[quantity] = tensor
+    return moments
+
+def _saved_statistics(tensors: dict, order: int) -> list | None:
+    "The running statistics, mode by mode; None for a run that has none."
+    statistics = [{} for _ in range(order)]
+    for name, tensor in tensors.items():
+        if not name.startswith("online/statistics/"): continue
+        _, _, d, kind, j = name.split("/")
+        statistics[int(d)].setdefault(kind, [None, None])[int(j)] = tensor
+    return statistics if any(statistics) else None
+
+# %% ../../nbs/sbtr/07_em.ipynb #d1f59647
 def minibatches(
     indices,           # (n, D) array, tensor or memory-mapped array
     values,            # (n,)
@@ -263,15 +343,24 @@ def minibatches(
     share: tuple = (0, 1), # (process, processes): each process reads its own blocks
     pool: int = 64,    # blocks that are shuffled together
 ):
-    "Batches (index int64, values float64) as tensors on the CPU, each observation once an epoch; memory does not depend on n."
-    if batch_size < 1 or len(values) != len(indices): raise ValueError(f"batch_size is {batch_size} with {len(indices)} indices and {len(values)} values; need ≥ 1 and equal lengths")
-    starts = np.arange(0, len(values), batch_size)
+    """Batches (index int64, values float64) as tensors on the CPU, each observation once an epoch.
+
+    Memory does not depend on n. `ValueError` for a batch size below 1 and for unequal lengths."""
+    n, (process, processes) = len(values), share
+    if batch_size < 1 or n != len(indices):
+        given = f"batch_size is {batch_size} with {len(indices)} indices and {n} values"
+        raise ValueError(f"{given}; need ≥ 1 and equal lengths")
+    starts = np.arange(0, n, batch_size)
     for epoch in range(n_epochs):
         rng = np.random.default_rng([seed, epoch])
-        blocks = rng.permutation(starts)[share[0]::share[1]]
+        blocks = rng.permutation(starts)[process::processes]
         for some in np.array_split(blocks, math.ceil(len(blocks) / pool)):
-            rows = [np.asarray(indices[a:a + batch_size]) for a in some]
-            y = [np.asarray(values[a:a + batch_size]) for a in some]
-            index, y = torch.as_tensor(np.concatenate(rows).astype(np.int64)), torch.as_tensor(np.concatenate(y).astype(np.float64))
+            index, y = _read(indices, some, batch_size, np.int64), _read(values, some, batch_size, np.float64)
             order = torch.as_tensor(rng.permutation(len(y)))
             yield from ((index[part], y[part]) for part in order.split(batch_size))
+
+# %% ../../nbs/sbtr/07_em.ipynb #57296f6e
+def _read(array, starts, length: int, dtype) -> Tensor:
+    "The blocks of an array that begin at `starts`, one behind the other, as a tensor."
+    blocks = [np.asarray(array[start:start + length]) for start in starts]
+    return torch.as_tensor(np.concatenate(blocks).astype(dtype))

@@ -30,16 +30,16 @@ class WeightedRing:
     weights: list          # D tensors (rank_d,), the bond behind core d
     multipliers: list      # D tensors (rank_d,), positive
     noise_precision: float = 1.0 # 1 / variance of the noise; not used for binary data
-    mean: float | None = None    # μ, added to every entry; None for the model of the paper, which has none
+    mean: float | None = None    # μ, added to every entry; None for the paper's model, which has none
 
     @property
-    def shape(self) -> tuple: return tuple(len(c) for c in self.cores)
+    def shape(self) -> tuple: return tuple(len(core) for core in self.cores)
     @property
-    def ranks(self) -> tuple: return tuple(len(w) for w in self.weights)
+    def ranks(self) -> tuple: return tuple(len(weight) for weight in self.weights)
 
     def weighted(self) -> list:
         "Cores with the weight of the bond behind them multiplied in: a plain tensor ring."
-        return [c * w for c, w in zip(self.cores, self.weights)]
+        return [core * weight for core, weight in zip(self.cores, self.weights)]
 
     def entries(self, index: Tensor) -> Tensor:
         "Values of (1) at `index` (n, D), plus the mean if there is one; no tensor is formed."
@@ -50,30 +50,33 @@ class WeightedRing:
 @patch
 def to_tensor(self: WeightedRing) -> Tensor:
     "The whole tensor (1), plus the mean if there is one; only for small ones."
-    chain = (self.cores[0] * self.weights[0])[None]
-    for core, weight in zip(self.cores[1:], self.weights[1:]):
-        chain = torch.einsum("nab,ibc->niac", chain.flatten(0, -3), core * weight)
+    first, *others = self.weighted()
+    chain = first[None]
+    for core in others: chain = torch.einsum("nab,ibc->niac", chain.flatten(0, -3), core)
     x = chain.diagonal(dim1=-2, dim2=-1).sum(-1).reshape(self.shape)
     return x if self.mean is None else x + self.mean
 
 @patch
 def copy(self: WeightedRing) -> WeightedRing:
     "A copy that shares no memory."
-    parts = ([t.clone() for t in part] for part in (self.cores, self.weights, self.multipliers))
+    parts = ([tensor.clone() for tensor in part] for part in (self.cores, self.weights, self.multipliers))
     return WeightedRing(*parts, self.noise_precision, self.mean)
 
 @patch(as_prop=True)
 def n_parameters(self: WeightedRing) -> int:
     "Cores, weights, multipliers, the noise precision and, if there is one, the mean."
-    factors = sum(t.numel() for part in (self.cores, self.weights, self.multipliers) for t in part)
-    return factors + 1 + (self.mean is not None)
+    tensors = [*self.cores, *self.weights, *self.multipliers]
+    return sum(tensor.numel() for tensor in tensors) + 1 + (self.mean is not None)
 
 # %% ../../nbs/sbtr/00_model.ipynb #dacc62e4
-def check_rank(rank, order: int) -> list[int]:
-    "One rank per bond from an int or a sequence of `order` ints; `ValueError` for anything below 1."
+def check_rank(
+    rank,       # an int, or a sequence of `order` ints
+    order: int, # of the tensor
+) -> list[int]: # one per bond
+    "One rank per bond; `ValueError` or `TypeError` for anything below 1 or no whole number."
     if isinstance(rank, str) or not hasattr(rank, "__len__"): return [whole("rank", rank, least=1)] * order
-    if len(rank) != order: raise ValueError(f"rank has {len(rank)} numbers; a tensor of order {order} has {order} bonds")
-    return [whole(f"rank of bond {d}", r, least=1) for d, r in enumerate(rank)]
+    if len(rank) == order: return [whole(f"rank of bond {d}", r, least=1) for d, r in enumerate(rank)]
+    raise ValueError(f"rank has {len(rank)} numbers; a tensor of order {order} has {order} bonds")
 
 # %% ../../nbs/sbtr/00_model.ipynb #66793e8a
 def sample_prior(
@@ -95,7 +98,7 @@ def sample_prior(
 
 # %% ../../nbs/sbtr/00_model.ipynb #8c74f334
 def log_likelihood(x: Tensor, values: Tensor, noise_precision: float | None) -> Tensor:
-    "Log probability of each value given the tensor's entries `x`; a noise precision of None means binary values."
+    "Log probability of each value given the entries `x`; a noise precision of None means binary values."
     if noise_precision is None: return values * x - torch.nn.functional.softplus(x)
     return 0.5 * math.log(noise_precision / (2 * math.pi)) - noise_precision / 2 * (values - x).square()
 
@@ -122,7 +125,7 @@ def refuse_masked(
     array,     # array or tensor
     name: str, # of the argument
 ):
-    "`InvalidArgument` for a masked array with something behind its mask: it would count with its fill value."
+    "`InvalidArgument` for a masked array with masked entries, which would count with their fill value."
     kept = f"keep = ~np.ma.getmaskarray({name}), then indices[keep] and values[keep]"
     unmasked(name, array, f"leave those observations out: {kept}")
 
@@ -135,48 +138,71 @@ def check_observations(
     duplicates: bool = True, # look for repeated positions (sorts once)
 ) -> tuple:             # indices (int64), values (float64) as tensors on the CPU, shape
     "Checked observations; `ValueError` or `TypeError` that says what is wrong."
-    if likelihood not in ("gaussian", "bernoulli"): raise ValueError(f"likelihood is {likelihood!r}; it must be gaussian or bernoulli")
+    if likelihood not in ("gaussian", "bernoulli"):
+        raise ValueError(f"likelihood is {likelihood!r}; it must be gaussian or bernoulli")
     for name, array in (("indices", indices), ("values", values)): refuse_masked(array, name)
     index, y = (np.asarray(a.cpu() if isinstance(a, Tensor) else a) for a in (indices, values))
-    if index.ndim != 2 or index.shape[1] < 2: raise ValueError(f"indices have shape {index.shape}; give one row per observation and one column per mode, at least two")
-    if not np.issubdtype(index.dtype, np.integer): raise TypeError(f"indices have dtype {index.dtype}; give integers")
-    if y.shape != (len(index),): raise ValueError(f"values have shape {y.shape}, but there are {len(index)} rows of indices; give one value per row")
-    if not len(y): raise ValueError("there are no observations; at least one is needed")
-    check_real(y, "values")
-    if y.dtype.kind not in "fiub": raise TypeError(f"values have dtype {y.dtype}; give real numbers")
+    _check_form(index, y)
     _check_values(y, likelihood)
     shape = _check_shape(index, shape)
     if duplicates: _check_unique(index, shape)
     return torch.as_tensor(index.astype(np.int64)), torch.as_tensor(y.astype(np.float64)), shape
 
-# %% ../../nbs/sbtr/00_model.ipynb #f127f943
-def _check_values(y, likelihood):
-    "Finite, and 0 or 1 for binary data."
-    if bad := int((~np.isfinite(y)).sum()): raise ValueError(f"{bad} of {len(y)} values are NaN or infinite; leave missing entries out")
-    if likelihood == "bernoulli" and not np.isin(y, (0, 1)).all():
-        raise ValueError(f"values such as {y[~np.isin(y, (0, 1))][0]} are neither 0 nor 1; the bernoulli likelihood needs binary values")
+# %% ../../nbs/sbtr/00_model.ipynb #dc139be1
+def _check_form(index: np.ndarray, y: np.ndarray):
+    "Axes and kinds of numbers."
+    if index.ndim != 2 or index.shape[1] < 2:
+        needed = "give one row per observation and one column per mode, at least two"
+        raise ValueError(f"indices have shape {index.shape}; {needed}")
+    if not np.issubdtype(index.dtype, np.integer):
+        raise TypeError(f"indices have dtype {index.dtype}; give integers")
+    if y.shape != (len(index),):
+        rows = f"there are {len(index)} rows of indices"
+        raise ValueError(f"values have shape {y.shape}, but {rows}; give one value per row")
+    if not len(y): raise ValueError("there are no observations; at least one is needed")
+    check_real(y, "values")
+    if y.dtype.kind not in "fiub": raise TypeError(f"values have dtype {y.dtype}; give real numbers")
 
-def _check_shape(index, shape) -> tuple:
+# %% ../../nbs/sbtr/00_model.ipynb #f127f943
+def _check_values(y: np.ndarray, likelihood: str):
+    "Finite, and 0 or 1 for binary data."
+    if bad := int((~np.isfinite(y)).sum()):
+        raise ValueError(f"{bad} of {len(y)} values are NaN or infinite; leave missing entries out")
+    if likelihood != "bernoulli": return
+    others = y[~np.isin(y, (0, 1))]
+    if len(others):
+        needed = "the bernoulli likelihood needs binary values"
+        raise ValueError(f"values such as {others[0]} are neither 0 nor 1; {needed}")
+
+def _check_shape(index: np.ndarray, shape) -> tuple:
     "The shape as a tuple, after comparing every column with it."
     if shape is None: shape = index.max(0) + 1
-    shape = tuple(int(s) for s in shape)
-    if len(shape) != index.shape[1]: raise ValueError(f"shape {shape} has {len(shape)} modes, but indices have {index.shape[1]} columns")
-    low, high = index.min(0), index.max(0)
-    for d, size in enumerate(shape):
-        if low[d] < 0 or high[d] >= size: raise ValueError(f"indices of mode {d} go from {low[d]} to {high[d]}; they must lie in 0 … {size - 1}")
+    shape, columns = tuple(int(size) for size in shape), index.shape[1]
+    if len(shape) != columns:
+        raise ValueError(f"shape {shape} has {len(shape)} modes, but indices have {columns} columns")
+    for d, (size, low, high) in enumerate(zip(shape, index.min(0), index.max(0))):
+        if 0 <= low and high < size: continue
+        raise ValueError(f"indices of mode {d} go from {low} to {high}; they must lie in 0 … {size - 1}")
     return shape
 
 # %% ../../nbs/sbtr/00_model.ipynb #d505cc95
-def _check_unique(index, shape):
+def _check_unique(index: np.ndarray, shape: tuple):
     "No position twice."
-    flat = np.ravel_multi_index(tuple(index.T), shape) if math.prod(shape) < 2**62 else [tuple(row) for row in index.tolist()]
-    repeats = len(index) - (len(np.unique(flat)) if isinstance(flat, np.ndarray) else len(set(flat)))
-    if repeats: raise ValueError(f"{repeats} of {len(index)} observations repeat a position; average them or keep one")
+    if math.prod(shape) < 2**62: distinct = len(np.unique(np.ravel_multi_index(tuple(index.T), shape)))
+    else: distinct = len(set(map(tuple, index.tolist())))  # positions have no number in 64 bits
+    n, repeats = len(index), len(index) - distinct
+    if repeats: raise ValueError(f"{repeats} of {n} observations repeat a position; average them or keep one")
 
-def warn_empty_rows(index: Tensor, shape: tuple):
+# %% ../../nbs/sbtr/00_model.ipynb #0b586a96
+def warn_empty_rows(
+    index: Tensor, # (n, D)
+    shape: tuple,
+):
     "A `UserWarning` for index values that no observation has: their matrices keep the prior."
-    empty = {d: n for d, size in enumerate(shape) if (n := size - len(index[:, d].unique()))}
-    if empty: warnings.warn("no observation for " + ", ".join(f"{n} of {shape[d]} rows of mode {d}" for d, n in empty.items()) + "; they follow the prior alone", stacklevel=3)
+    missing = [size - len(index[:, d].unique()) for d, size in enumerate(shape)]
+    empty = [f"{n} of {shape[d]} rows of mode {d}" for d, n in enumerate(missing) if n]
+    if not empty: return
+    warnings.warn(f"no observation for {', '.join(empty)}; they follow the prior alone", stacklevel=3)
 
 # %% ../../nbs/sbtr/00_model.ipynb #1600e680
 def _dense(tensor) -> np.ndarray:
@@ -186,14 +212,20 @@ def _dense(tensor) -> np.ndarray:
     check_real(array, "the tensor")
     try: return array.astype(float, copy=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"the tensor has dtype {array.dtype} and holds something that is no real number ({error})") from None
+        held = f"has dtype {array.dtype} and holds something that is no real number"
+        raise TypeError(f"the tensor {held} ({error})") from None
 
-def observed_entries(tensor, mask=None) -> tuple:
-    "Positions (n, D), values (n,) and shape of the observed entries of a dense tensor; `mask=None` takes what is neither NaN nor masked."
+# %% ../../nbs/sbtr/00_model.ipynb #8be8c8f1
+def observed_entries(
+    tensor,    # array, masked array or tensor
+    mask=None, # True where observed; None takes what is neither NaN nor masked
+) -> tuple:    # positions (n, D) and values (n,) as tensors, and the shape
+    "The observed entries of a dense tensor. `ValueError` for a matrix of whole numbers without a mask."
     kind = str(getattr(tensor, "dtype", np.asarray(tensor).dtype)).removeprefix("torch.")
     if mask is None and kind.startswith(("int", "uint")) and np.ndim(tensor) == 2:
-        raise ValueError(f"a matrix of whole numbers, shape {tuple(np.shape(tensor))}, came without values; positions need their values, "
-                         "fit(indices, values); if it is the dense matrix itself, give it as `matrix.astype(float)`")
+        raise ValueError(f"a matrix of whole numbers, shape {tuple(np.shape(tensor))}, came without values; "
+                         "positions need their values, fit(indices, values); if it is the dense matrix "
+                         "itself, give it as `matrix.astype(float)`")
     values, observed = check_masked(_dense(tensor), mask)
     index = np.argwhere(observed)
     return torch.as_tensor(index), torch.as_tensor(values[tuple(index.T)]), tuple(observed.shape)
