@@ -9,9 +9,9 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 
 # nbs/tlora/06_control.ipynb #4ad3505d
-def test_scores_are_those_of_scikit_learn_and_a_square_has_a_rim():
+def test_scores_are_those_of_scikit_learn():
     import torch
-    from papersuite.tlora.control import edge_scores, edges_of
+    from papersuite.tlora.control import edge_scores
     from sklearn.metrics import f1_score, jaccard_score
     torch.manual_seed(0)
     found, asked = (torch.rand(5, 1, 8, 8) > 0.6).float(), (torch.rand(5, 1, 8, 8) > 0.6).float()
@@ -20,10 +20,19 @@ def test_scores_are_those_of_scikit_learn_and_a_square_has_a_rim():
         expected = sum(judge(a.flatten(), b.flatten()) for a, b in zip(asked, found)) / 5
         assert abs(scores[name] - expected) < 1e-6
     assert edge_scores(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)) == {"iou": 1.0, "f1": 1.0}
-    square = -torch.ones(1, 1, 24, 24); square[..., 6:18, 6:18] = 1
+
+
+# nbs/tlora/06_control.ipynb #850552a0
+def test_a_square_has_a_rim():
+    import torch
+    from papersuite.tlora.control import edges_of
+    square = -torch.ones(1, 1, 24, 24)
+    square[..., 6:18, 6:18] = 1
     rim = edges_of(square)[0, 0]
-    assert rim[8:16, 8:16].sum() == 0 and rim[:5].sum() == rim[19:].sum() == rim[:, :5].sum() == rim[:, 19:].sum() == 0      # nothing inside, nothing outside
-    assert (rim[8:16, :8].sum(1) >= 1).all() and (rim[8:16, 16:].sum(1) >= 1).all() and (rim[:8, 8:16].sum(0) >= 1).all()   # and no gap
+    outside = rim[:5], rim[19:], rim[:, :5], rim[:, 19:]
+    assert not rim[8:16, 8:16].any() and not any(part.any() for part in outside)
+    sides = rim[8:16, :8], rim[8:16, 16:], rim[:8, 8:16].T, rim[16:, 8:16].T
+    assert all((side.sum(1) >= 1).all() for side in sides)
 
 
 # nbs/tlora/06_control.ipynb #b91097cf
@@ -35,28 +44,42 @@ def test_a_new_control_net_changes_nothing():
     torch.manual_seed(0)
     model = TextToImage(("plain", "seven"), widths=(16, 32), width=16).eval()
     new = with_control(model, TransformedLoraConfig(target_modules=ATTENTION)).eval()
-    edges = torch.ones(2, 1, 16, 16)
-    before, after = model.paint(["plain seven"] * 2, steps=3), new.paint(["plain seven"] * 2, steps=3, edges=edges)
-    assert torch.allclose(before, after, atol=1e-5)
-    with pytest.raises(ValueError, match="needs a UNet"): with_control(TextToImage(("plain",), width=16, hidden=16), None)
+    edges, prompts = torch.ones(2, 1, 16, 16), ["plain seven"] * 2
+    assert torch.allclose(model.paint(prompts, steps=3), new.paint(prompts, steps=3, edges=edges), atol=1e-5)
     trained = {n.split(".")[1] for n, p in new.named_parameters() if p.requires_grad and n.startswith("control.")}
     assert trained == {"controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"}
+    wide = TextToImage(("plain",), width=16, hidden=16)
+    with pytest.raises(ValueError, match="needs a UNet"): with_control(wide, None)
 
 
 # nbs/tlora/06_control.ipynb #539883f1
 def test_control_and_adapter_are_trained_and_the_old_model_stays():
     import copy, torch
-    from papersuite.tlora.control import evaluate_control, train_control, with_control
+    from papersuite.tlora.control import train_control, with_control
     from papersuite.tlora.data import digit_pictures
-    from papersuite.tlora.personalise import Judge, TextToImage
+    from papersuite.tlora.personalise import TextToImage
     from papersuite.tlora.tuner import ATTENTION, TransformedLoraConfig
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, pictures = TextToImage(("plain", *digit_pictures(("plain",)).class_words), widths=(16, 32), width=16).eval(), digit_pictures(("plain",), part="test")[:6]
-    before = copy.deepcopy(model.state_dict())
-    new = train_control(model, pictures, TransformedLoraConfig(target_modules=ATTENTION), steps=3, batch=2)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    zero = new.control.controlnet_mid_block.weight
-    start = dict(with_control(model, TransformedLoraConfig(target_modules=ATTENTION)).unet.named_parameters())
-    assert zero.abs().max() > 0 and any(not torch.equal(p, start[n]) for n, p in new.unet.named_parameters() if p.requires_grad)
-    assert {"iou", "f1", "agreement"} == set(evaluate_control(new, pictures, Judge(1, 10, 1).eval().requires_grad_(False)))
+    pictures = digit_pictures(("plain",), part="test")[:6]
+    model = TextToImage(("plain", *pictures.class_words), widths=(16, 32), width=16).eval()
+    before, config = copy.deepcopy(model.state_dict()), TransformedLoraConfig(target_modules=ATTENTION)
+    new = train_control(model, pictures, config, steps=3, batch=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    start = dict(with_control(model, config).unet.named_parameters())
+    moved = [n for n, p in new.unet.named_parameters() if p.requires_grad and not torch.equal(p, start[n])]
+    assert moved and new.control.controlnet_mid_block.weight.any()
+
+
+# nbs/tlora/06_control.ipynb #c7b9d705
+def test_what_follows_edges_is_judged_by_three_numbers():
+    import torch
+    from papersuite.tlora.control import evaluate_control, with_control
+    from papersuite.tlora.data import digit_pictures
+    from papersuite.tlora.personalise import Judge, TextToImage
+    torch.manual_seed(0)
+    pictures = digit_pictures(("plain",), part="test")[:6]
+    model = TextToImage(("plain", *pictures.class_words), widths=(16, 32), width=16)
+    judge = Judge(1, 10, 1).eval().requires_grad_(False)
+    scores = evaluate_control(with_control(model, None).eval(), pictures, judge, steps=2)
+    assert set(scores) == {"iou", "f1", "agreement"} and all(0 <= value <= 1 for value in scores.values())

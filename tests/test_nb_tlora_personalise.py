@@ -20,10 +20,18 @@ def test_wide_layers_have_the_papers_share_of_parameters():
         net.add_adapter(config)
         counts.append(sum(p.numel() for p in net.parameters() if p.requires_grad))
     assert counts == [6 * 2560, 6 * 692] and abs(counts[1] / counts[0] - 0.27) < 0.005
-    net = WideDenoiser(4, 8, 32, hidden=16)
-    x, words = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8)
+
+
+# nbs/tlora/05_personalise.ipynb #26381e19
+def test_a_wide_denoiser_is_called_as_a_unet_is():
+    import torch
+    from papersuite.tlora.personalise import WideDenoiser
+    torch.manual_seed(0)
+    net, x, words = WideDenoiser(4, 8, 32, hidden=16), torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8)
     out = net(x, torch.tensor([0, 500, 999]), words).sample
-    assert out.shape == x.shape and torch.allclose(out[1:2], net(x[1:2], torch.tensor(500), words[1:2]).sample, atol=1e-6) and not torch.allclose(out, net(x, torch.tensor(1), words).sample)
+    alone = net(x[1:2], torch.tensor(500), words[1:2]).sample
+    assert out.shape == x.shape and torch.allclose(out[1:2], alone, atol=1e-6)
+    assert not torch.allclose(out, net(x, torch.tensor(1), words).sample)
 
 
 # nbs/tlora/05_personalise.ipynb #df82309c
@@ -31,8 +39,8 @@ def test_a_prompt_is_four_places_and_knows_its_words():
     import pytest, torch
     from papersuite.tlora.personalise import TextToImage
     model = TextToImage(("bold", "seven"), widths=(16, 32), width=16)
-    both = model.encode(["bold seven", ""])
-    assert both.shape == (2, 4, 16) and torch.equal(both[0, 2:], both[1, 2:]) and not torch.equal(both[0, 0], both[1, 0])
+    first, empty = model.encode(["bold seven", ""])
+    assert first.shape == (4, 16) and torch.equal(first[2:], empty[2:]) and not torch.equal(first[0], empty[0])
     with pytest.raises(ValueError, match="unknown word 'eleven'"): model.encode(["bold eleven"])
     with pytest.raises(ValueError, match="5 words"): model.encode(["bold bold bold bold seven"])
 
@@ -60,7 +68,8 @@ def test_the_loss_starts_at_log_two_with_a_slope_of_half_of_beta():
     from papersuite.tlora.personalise import dco_loss
     loss = torch.tensor([0.2], dtype=torch.float64, requires_grad=True)
     start = dco_loss(loss, loss.detach(), 1000.0)
-    assert math.isclose(start.item(), math.log(2)) and math.isclose(torch.autograd.grad(start, loss)[0].item(), 500.0)
+    slope, = torch.autograd.grad(start, loss)
+    assert math.isclose(start.item(), math.log(2)) and math.isclose(slope.item(), 500.0)
     better = dco_loss(loss, loss.detach() + 0.01, 1000.0)
     assert torch.autograd.grad(better, loss)[0].item() < 0.1
 
@@ -73,9 +82,10 @@ def test_only_the_adapter_is_trained_and_the_old_model_stays():
     from papersuite.tlora.tuner import ATTENTION, TransformedLoraConfig
     torch.set_num_threads(1)
     model = pretrain(digit_pictures(("plain",)), steps=2, batch=4, widths=(16, 32), width=16)
-    before = copy.deepcopy(model.state_dict())
-    new = personalise(model, digit_subject("grey", 3), TransformedLoraConfig(target_modules=ATTENTION), steps=3, batch=2)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.requires_grad for p in model.parameters())
+    before, config = copy.deepcopy(model.state_dict()), TransformedLoraConfig(target_modules=ATTENTION)
+    new = personalise(model, digit_subject("grey", 3), config, steps=3, batch=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
     old = {k.replace(".base_layer", ""): v for k, v in new.state_dict().items() if "trlora" not in k}
     assert old.keys() == before.keys() and all(torch.equal(v, before[k]) for k, v in old.items())
     assert not torch.equal(new.paint(["sks three"], steps=2), model.paint(["sks three"], steps=2))
@@ -84,16 +94,26 @@ def test_only_the_adapter_is_trained_and_the_old_model_stays():
 # nbs/tlora/05_personalise.ipynb #74ad8335
 def test_the_figures_of_a_painter_that_only_copies_are_known():
     import torch
-    from papersuite.tlora.data import DIGITS, digit_pictures, digit_subject
-    from papersuite.tlora.personalise import Judge, cosines, evaluate
+    from papersuite.tlora.data import digit_subject
+    from papersuite.tlora.personalise import Judge, evaluate
     torch.manual_seed(0)
     judge, subject = Judge(1, 10, 2).eval().requires_grad_(False), digit_subject("grey", 3, n=1)
     class Copier:
         def paint(self, prompts, steps, seed): return subject.images.expand(len(prompts), -1, -1, -1)
-    _, seen, looks = judge(subject.images)
-    found = evaluate(Copier(), Copier(), judge, subject, style=int(looks.argmax()), n=3)
-    assert abs(found["fidelity"] - 1) < 1e-5 and abs(found["diversity"]) < 1e-5 and found["drift"] == 0 and found["recognition"] == 1
-    hits = [int(seen.argmax()) == c for c in range(10)]
-    assert abs(found["agreement"] - sum(h for c, h in enumerate(hits) if c != 3) / 9) < 1e-6 and abs(found["transfer"] - sum(hits) / 10) < 1e-6
+    _, class_scores, style_scores = judge(subject.images)
+    found = evaluate(Copier(), Copier(), judge, subject, style=int(style_scores.argmax()), n=3)
+    assert abs(found["fidelity"] - 1) < 1e-5 and abs(found["diversity"]) < 1e-5
+    assert found["drift"] == 0 and found["recognition"] == 1
+    hits = [int(class_scores.argmax()) == c for c in range(10)]
+    others = sum(hit for c, hit in enumerate(hits) if c != 3)
+    assert abs(found["agreement"] - others / 9) < 1e-6 and abs(found["transfer"] - sum(hits) / 10) < 1e-6
+
+
+# nbs/tlora/05_personalise.ipynb #c55b1f17
+def test_cosines_are_products_of_unit_vectors():
+    import torch
+    from papersuite.tlora.personalise import cosines
+    torch.manual_seed(0)
     a, b = torch.randn(4, 7), torch.randn(5, 7)
-    assert torch.allclose(cosines(a, b), (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T, atol=1e-6)
+    unit = lambda v: v / v.norm(dim=1, keepdim=True)
+    assert torch.allclose(cosines(a, b), unit(a) @ unit(b).T, atol=1e-6)

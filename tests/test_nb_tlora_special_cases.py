@@ -17,9 +17,9 @@ def test_ia3_is_a_diagonal_on_the_outputs():
         net[0].weight.data.copy_(weight)
         return peft.get_peft_model(net, config)
     theirs = adapted(peft.IA3Config(target_modules=["0"], feedforward_modules=[]))
-    theirs.base_model.model[0].ia3_l["default"].data.normal_()
+    scale = theirs.base_model.model[0].ia3_l["default"].data.normal_()[:, 0]
     ours = adapted(TransformedLoraConfig(target_modules=["0"], residual="none", side="out", shapes={12: (12,)}))
-    ours.base_model.model[0].trlora_transform["default"][0].data.copy_(diagonal_cores(theirs.base_model.model[0].ia3_l["default"].data[:, 0])[0])
+    ours.base_model.model[0].trlora_transform["default"][0].data.copy_(diagonal_cores(scale)[0])
     x = torch.randn(5, 16)
     assert torch.allclose(ours(x), theirs(x), atol=1e-5)
 
@@ -29,25 +29,23 @@ def test_dora_is_a_diagonal_on_the_outputs_and_a_residual():
     import peft, torch
     from papersuite.tlora.special import diagonal_cores
     from papersuite.tlora.tuner import TransformedLoraConfig
-    torch.manual_seed(0)
-    weight = torch.randn(12, 16)
     def adapted(config):
+        torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(16, 12, bias=False))
-        net[0].weight.data.copy_(weight)
-        return peft.get_peft_model(net, config)
+        return peft.get_peft_model(net, config).base_model.model[0]
     theirs = adapted(peft.LoraConfig(target_modules=["0"], r=3, lora_alpha=3, use_dora=True))
-    layer = theirs.base_model.model[0]
-    A, B = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data.normal_()
-    m = layer.lora_magnitude_vector["default"].weight.data.mul_(1 + 0.3 * torch.rand(12))
-    scale = m / (weight + B @ A).norm(dim=1)
-    ours = adapted(TransformedLoraConfig(target_modules=["0"], residual="lora", r=3, alpha=3, use_rslora=False, side="out", shapes={12: (12,)}))
-    mine = ours.base_model.model[0]
-    mine.trlora_transform["default"][0].data.copy_(diagonal_cores(scale)[0])
-    mine.trlora_out["default"][0].data.copy_(scale[:, None] * B); mine.trlora_in["default"][0].data.copy_(A)
+    names = "lora_A", "lora_B", "lora_magnitude_vector"
+    A, B, m = (getattr(theirs, name)["default"].weight.data.normal_() for name in names)
+    scale = m / (theirs.weight.detach() + B @ A).norm(dim=1)
+    settings = dict(side="out", shapes={12: (12,)}, r=3, alpha=3, use_rslora=False)
+    ours = adapted(TransformedLoraConfig(target_modules=["0"], **settings))
     x = torch.randn(5, 16)
+    values = diagonal_cores(scale)[0], scale[:, None] * B, A
+    for name, value in zip(ours.adapter_layer_names, values): getattr(ours, name)["default"][0].data.copy_(value)
     assert torch.allclose(ours(x), theirs(x), atol=1e-4)
-    ours.merge_adapter(); theirs.merge_adapter()
-    assert torch.allclose(mine.base_layer.weight, layer.base_layer.weight, atol=1e-5)
+    ours.merge()
+    theirs.merge()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-5)
 
 
 # nbs/tlora/02_special_cases.ipynb #4e61b053
@@ -56,24 +54,24 @@ def test_oft_is_a_ring_whose_bond_carries_the_number_of_the_block():
     from papersuite.tlora.algebra import ring_matrix
     from papersuite.tlora.special import block_cores
     from papersuite.tlora.tuner import TransformedLoraConfig
-    torch.manual_seed(0)
-    weight = torch.randn(12, 16)
     def adapted(config):
-        net = torch.nn.Sequential(torch.nn.Linear(16, 12, bias=False))
-        net[0].weight.data.copy_(weight)
-        return peft.get_peft_model(net, config)
+        torch.manual_seed(0)
+        return peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(16, 12, bias=False)), config)
     theirs = adapted(peft.OFTConfig(target_modules=["0"], r=0, oft_block_size=4, use_cayley_neumann=False))
     for p in theirs.parameters():
         if p.requires_grad: p.data.normal_(std=0.3)
     theirs.merge_adapter()
-    merged = theirs.base_model.model[0].base_layer.weight
-    T = theirs.base_model.model[0].get_delta_weight("default").T.detach()
-    blocks = torch.stack([T[4 * k:4 * k + 4, 4 * k:4 * k + 4] for k in range(4)])
-    assert torch.allclose(ring_matrix(block_cores(blocks)), torch.block_diag(*blocks))
-    ours = adapted(TransformedLoraConfig(target_modules=["0"], residual="none", transform_rank=4, shapes={16: (4, 4)}))
-    for mine, core in zip(ours.base_model.model[0].trlora_transform["default"], block_cores(blocks)): mine.data.copy_(core)
+    layer = theirs.base_model.model[0]
+    T = layer.get_delta_weight("default").T.detach()
+    blocks = torch.stack([T[k:k + 4, k:k + 4] for k in range(0, 16, 4)])
+    cores = block_cores(blocks)
+    assert torch.allclose(ring_matrix(cores), torch.block_diag(*blocks))
+    settings = dict(residual="none", transform_rank=4, shapes={16: (4, 4)})
+    ours = adapted(TransformedLoraConfig(target_modules=["0"], **settings))
+    mine = ours.base_model.model[0]
+    for own, core in zip(mine.trlora_transform["default"], cores): own.data.copy_(core)
     ours.merge_adapter()
-    assert torch.allclose(ours.base_model.model[0].base_layer.weight, merged, atol=1e-5)
+    assert torch.allclose(mine.base_layer.weight, layer.base_layer.weight, atol=1e-5)
 
 
 # nbs/tlora/02_special_cases.ipynb #0f748bf4
@@ -82,15 +80,16 @@ def test_a_butterfly_of_blocks_is_a_ring_product():
     from papersuite.tlora.algebra import ring_matrix, ring_product
     from papersuite.tlora.special import block_cores
     torch.manual_seed(0)
-    near, far = (torch.linalg.qr(torch.randn(3, 4, 4, dtype=torch.float64))[0], torch.linalg.qr(torch.randn(4, 3, 3, dtype=torch.float64))[0])
-    first, second = block_cores(near), block_cores(far, outer=False)      # digits (3, 4): blocks over the last digit, then over the first
+    rotations = lambda many, n: torch.linalg.qr(torch.randn(many, n, n, dtype=torch.float64))[0]
+    near, far = rotations(3, 4), rotations(4, 3)
+    first, second = block_cores(near), block_cores(far, outer=False) # blocks over the last digit, then the first
     strided = torch.zeros(12, 12, dtype=torch.float64)
     for k in range(4): strided[k::4, k::4] = far[k]
     assert torch.allclose(ring_matrix(second), strided)
     butterfly = torch.block_diag(*near) @ strided.T
     cores = ring_product(first, second)
     assert cores[0].shape[2] == 12 and torch.allclose(ring_matrix(cores), butterfly)
-    assert (butterfly.abs() > 1e-12).all() and torch.allclose(butterfly @ butterfly.T, torch.eye(12, dtype=torch.float64))
+    assert (butterfly.abs() > 1e-12).all() and torch.allclose(butterfly @ butterfly.T, torch.eye(12).double())
 
 
 # nbs/tlora/02_special_cases.ipynb #e597e9cf
@@ -101,14 +100,16 @@ def test_peft_boft_with_one_factor_is_blocks_and_a_scale():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(16, 12, bias=False))
     weight = net[0].weight.detach().clone()
-    with pytest.warns(UserWarning): theirs = peft.get_peft_model(net, peft.BOFTConfig(target_modules=["0"], boft_block_size=4, boft_n_butterfly_factor=2))
+    config = peft.BOFTConfig(target_modules=["0"], boft_block_size=4, boft_n_butterfly_factor=2)
+    with pytest.warns(UserWarning): theirs = peft.get_peft_model(net, config)
     layer = theirs.base_model.model[0]
     for p in theirs.parameters():
         if p.requires_grad: p.data.normal_(std=0.3)
     rotation, scale = (t.detach() for t in layer.get_delta_weight("default"))
     theirs.merge_adapter()
-    cores = block_cores(torch.stack([rotation.T[4 * k:4 * k + 4, 4 * k:4 * k + 4] for k in range(4)]))
-    assert torch.allclose(scale * apply_ring(weight, [c.transpose(0, 1) for c in cores]), layer.base_layer.weight, atol=1e-5)
+    blocks = torch.stack([rotation.T[k:k + 4, k:k + 4] for k in range(0, 16, 4)])
+    turned = [core.transpose(0, 1) for core in block_cores(blocks)]
+    assert torch.allclose(scale * apply_ring(weight, turned), layer.base_layer.weight, atol=1e-5)
 
 
 # nbs/tlora/02_special_cases.ipynb #97d8bab8
@@ -117,7 +118,7 @@ def test_lokr_is_a_rectangular_ring_matrix_of_rank_one():
     from papersuite.tlora.algebra import ring_matrix
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(16, 12, bias=False))
-    theirs = peft.get_peft_model(net, peft.LoKrConfig(target_modules=["0"], r=100, alpha=100, decompose_factor=4, init_weights=False))
-    layer = theirs.base_model.model[0]
+    full = dict(r=100, alpha=100, decompose_factor=4, init_weights=False)
+    layer = peft.get_peft_model(net, peft.LoKrConfig(target_modules=["0"], **full)).base_model.model[0]
     cores = [w["default"].detach()[..., None, None] for w in (layer.lokr_w1, layer.lokr_w2)]
     assert torch.allclose(ring_matrix(cores), layer.get_delta_weight("default").detach(), atol=1e-6)

@@ -9,9 +9,9 @@ __all__ = ['ATTENTION', 'INITIALISATIONS', 'TransformedLoraConfig', 'Transformed
            'block_cores', 'count_parameters', 'diagonal_cores', 'digits', 'identity_cores', 'identity_penalty',
            'orthogonality_penalty', 'ring_factors', 'ring_matrix', 'ring_product', 'zero_ring']
 
-# %% ../../nbs/tlora/08_init.ipynb #6545de27
-from .algebra import apply_ring, digits, identity_cores, ring_factors, ring_matrix, ring_product
-from .algebra import identity_penalty, orthogonality_penalty, zero_ring
+# %% ../../nbs/tlora/08_init.ipynb #b6a45585
+from .algebra import apply_ring, digits, identity_cores, identity_penalty, ring_factors
+from .algebra import orthogonality_penalty, ring_matrix, ring_product, zero_ring
 from .initialisation import INITIALISATIONS
 from .layer import adapted_linear
 from .special import block_cores, diagonal_cores

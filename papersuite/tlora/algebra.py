@@ -20,30 +20,44 @@ from torch import Tensor
 # %% ../../nbs/tlora/00_algebra.ipynb #aae099cd
 WIDTHS = {320: (4, 8, 10), 640: (8, 8, 10), 768: (8, 8, 12), 1280: (8, 10, 16), 2048: (8, 16, 16)}
 
+def _prime_factors(number):
+    "Primes whose product is a number, in ascending order."
+    primes, prime = [], 2
+    while number > 1:
+        while number % prime == 0:
+            primes.append(prime)
+            number //= prime
+        prime += 1 if prime * prime <= number else number - prime or 1
+    return primes
+
+# %% ../../nbs/tlora/00_algebra.ipynb #dbe29acf
 def digits(
     width: int, # I
     n: int = 3, # D, number of digits
 ) -> tuple:     # I_1 … I_D, their product is `width`
-    "How far each digit of an index runs: the official table, else balanced factors. `ValueError` for a prime width, which has no digits."
+    "How far each digit runs: the official table, else balanced factors. `ValueError` for a prime width."
     width, n = whole("width", width, least=1), whole("number of digits", n, least=1)
     if n == 3 and width in WIDTHS: return WIDTHS[width]
-    primes, rest, p = [], width, 2
-    while rest > 1:
-        while rest % p == 0: primes.append(p); rest //= p
-        p += 1 if p * p <= rest else rest - p or 1
-    if n > 1 and len(primes) == 1 and width > 3: raise ValueError(f"width {width} is prime and cannot be cut into {n} digits; give its shape yourself, as ({width},)")
-    cut = [1] * n
-    for p in reversed(primes): cut[cut.index(min(cut))] *= p
+    primes, cut = _prime_factors(width), [1] * n
+    if n > 1 and len(primes) == 1 and width > 3:
+        advice = f"give its shape yourself, as ({width},)"
+        raise ValueError(f"width {width} is prime and cannot be cut into {n} digits; {advice}")
+    for prime in reversed(primes): cut[cut.index(min(cut))] *= prime
     return tuple(sorted(cut))
 
 # %% ../../nbs/tlora/00_algebra.ipynb #5b6244c9
-def open_ring(cores: list) -> Tensor: # (∏ I_d, ∏ J_d, R, R)
+def open_ring(
+    cores: list, # D tensors (I_d, J_d, R, R)
+) -> Tensor:     # (∏ I_d, ∏ J_d, R, R)
     "The product of the cores' matrices for every pair of indices, before the trace."
     z = cores[0]
     for core in cores[1:]:
-        z = torch.einsum("ijab,klbc->ikjlac", z, core).reshape(z.shape[0] * core.shape[0], z.shape[1] * core.shape[1], z.shape[2], core.shape[3])
+        rows, columns = len(z) * len(core), z.shape[1] * core.shape[1]
+        joined = torch.einsum("ijab,klbc->ikjlac", z, core)
+        z = joined.reshape(rows, columns, z.shape[2], core.shape[3])
     return z
 
+# %% ../../nbs/tlora/00_algebra.ipynb #9c2b3da3
 def ring_matrix(
     cores: list, # D tensors (I_d, J_d, R, R)
 ) -> Tensor:     # (∏ I_d, ∏ J_d)
@@ -53,6 +67,19 @@ def ring_matrix(
     return z.reshape(z.shape[0] * z.shape[1], -1)
 
 # %% ../../nbs/tlora/00_algebra.ipynb #b45ee090
+_EXACT = dict(dtype=torch.float64, device="cpu") # also where new tensors would be meta tensors
+
+def _bond_matrices(many, rank, init, generator):
+    "A matrix per core, before they are rescaled; random ones until the trace is no small number."
+    while True:
+        bonds = [torch.full((rank, rank), 1 / rank, **_EXACT) for _ in range(many)]
+        if init == "gauge" and rank > 1:
+            noise = [torch.randn(rank, rank, generator=generator, **_EXACT) for _ in range(many)]
+            bonds = [bond + 0.1 * new for bond, new in zip(bonds, noise)]
+        trace = torch.linalg.multi_dot(bonds).trace() if many > 1 else bonds[0].trace()
+        if trace > 0.1: return bonds, trace
+
+# %% ../../nbs/tlora/00_algebra.ipynb #991c460f
 def identity_cores(
     shape: tuple,  # I_1 … I_D
     rank: int = 1, # R
@@ -62,12 +89,10 @@ def identity_cores(
     "Cores of the identity matrix. `ValueError` for a rank below 1 or another `init`."
     rank = whole("transform rank", rank, least=1)
     one_of("init", init, ("gauge", "paper"))
-    while True:
-        bonds = [torch.full((rank, rank), 1 / rank, dtype=torch.float64, device="cpu") for _ in shape] # also where new tensors are meta tensors
-        if init == "gauge" and rank > 1: bonds = [m + 0.1 * torch.randn(rank, rank, generator=generator, dtype=torch.float64, device="cpu") for m in bonds]
-        trace = torch.linalg.multi_dot(bonds).trace() if len(bonds) > 1 else bonds[0].trace()
-        if trace > 0.1: break
-    return [torch.einsum("ij,rs->ijrs", torch.eye(n, dtype=torch.float64, device="cpu"), m / trace ** (1 / len(shape))).float() for n, m in zip(shape, bonds)]
+    bonds, trace = _bond_matrices(len(shape), rank, init, generator)
+    shares = [bond / trace ** (1 / len(shape)) for bond in bonds]
+    blocks = [torch.einsum("ij,rs->ijrs", torch.eye(n, **_EXACT), share) for n, share in zip(shape, shares)]
+    return [block.float() for block in blocks]
 
 # %% ../../nbs/tlora/00_algebra.ipynb #6328e939
 def ring_product(
@@ -75,20 +100,29 @@ def ring_product(
     b: list, # D tensors (J_d, K_d, S, S)
 ) -> list:   # D tensors (I_d, J_d, R S, R S)
     "Cores of X Yᵀ for two ring matrices, equation (4)."
-    return [torch.einsum("ilab,jlcd->ijacbd", x, y).reshape(x.shape[0], y.shape[0], x.shape[2] * y.shape[2], x.shape[3] * y.shape[3]) for x, y in zip(a, b)]
+    found = []
+    for x, y in zip(a, b):
+        product = torch.einsum("ilab,jlcd->ijacbd", x, y)
+        found.append(product.reshape(len(x), len(y), x.shape[2] * y.shape[2], x.shape[3] * y.shape[3]))
+    return found
 
 # %% ../../nbs/tlora/00_algebra.ipynb #6141bf9b
-def identity_penalty(cores: list) -> Tensor:
-    "First regulariser of equation (5): distance of all slices from the identity over R."
-    return sum((core - torch.eye(len(core), dtype=core.dtype, device=core.device)[..., None, None] / core.shape[2]).norm(dim=(0, 1)).sum() for core in cores)
+def _equal_slices(core):
+    "The core of equation (3), to be spread over its bonds."
+    return torch.eye(len(core), dtype=core.dtype, device=core.device)[..., None, None] / core.shape[2]
 
-def orthogonality_penalty(cores: list) -> Tensor:
+def identity_penalty(
+    cores: list, # D tensors (I_d, I_d, R, R)
+) -> Tensor:     # without axes
+    "First regulariser of equation (5): distance of all slices from the identity over R."
+    return sum((core - _equal_slices(core)).norm(dim=(0, 1)).sum() for core in cores)
+
+def orthogonality_penalty(
+    cores: list, # D tensors (I_d, I_d, R, R)
+) -> Tensor:     # without axes
     "Second regulariser of equation (5): distance of the cores of T Tᵀ from those of the identity."
-    total = 0.0
-    for core in ring_product(cores, cores):
-        target = torch.eye(len(core), dtype=core.dtype, device=core.device)[..., None, None] / core.shape[2]
-        total = total + (core - target).norm(dim=(2, 3)).sum()
-    return total
+    products = ring_product(cores, cores)
+    return sum((core - _equal_slices(core)).norm(dim=(2, 3)).sum() for core in products)
 
 # %% ../../nbs/tlora/00_algebra.ipynb #a2a8fef8
 def chain(
@@ -113,32 +147,45 @@ def zero_ring(
     rank: int,        # r
     generator: torch.Generator | None = None,
 ) -> tuple:           # output cores, input cores
-    "Cores of a residual that is zero, and of which only the first core has a gradient. `ValueError` for a rank below 1."
+    "Cores of a zero residual, of which only the first has a gradient. `ValueError` for a rank below 1."
     rank = whole("residual rank", rank, least=1)
     draw = lambda n, std: std * torch.randn(n, rank, rank, generator=generator)
-    out = [draw(n, n**0.5 / rank**2) if d else torch.zeros(n, rank, rank) for d, n in enumerate(out_shape)]
+    first, *others = out_shape
+    out = [torch.zeros(first, rank, rank), *(draw(n, n**0.5 / rank**2) for n in others)]
     return out, [draw(n, n**-0.5) for n in in_shape]
 
 # %% ../../nbs/tlora/00_algebra.ipynb #cdfb213a
+def _by_kernel(x, cores):
+    "The ring gripped at its first core: a sum of products of two matrices."
+    left, right = cores[0].permute(2, 3, 0, 1), open_ring(cores[1:]).permute(3, 2, 0, 1)
+    return kronecker_sum(x, left.flatten(0, 1), right.flatten(0, 1))
+
+def _by_digits(x, cores):
+    "Equation (7), tokens last. The first bond waits in front while the others are summed."
+    (first, *middle, last), rank = cores, cores[0].shape[2]
+    z = x.T.reshape(first.shape[1], -1)
+    z = first.permute(2, 0, 3, 1).reshape(-1, first.shape[1]) @ z # (a i₁ b, j₂ … N)
+    done = len(first)
+    for core in middle:
+        matrix = core.permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
+        z = matrix @ z.reshape(rank * done, rank * core.shape[1], -1)
+        done *= len(core)
+    closing = last.permute(3, 0, 2, 1).flatten(2)[:, None]
+    return (closing @ z.reshape(rank, done, rank * last.shape[1], -1)).sum(0)
+
+# %% ../../nbs/tlora/00_algebra.ipynb #cc0293f7
 def apply_ring(
     x: Tensor,   # (…, ∏ J_d)
     cores: list, # D tensors (I_d, J_d, R, R)
 ) -> Tensor:     # (…, ∏ I_d)
     "T x along the last axis, equation (7); T is never formed. `ValueError` for a width that does not fit."
-    width, rank, out_width = math.prod([c.shape[1] for c in cores]), cores[0].shape[2], math.prod([len(c) for c in cores])
+    out_width, width = (math.prod([core.shape[k] for core in cores]) for k in (0, 1))
     if x.shape[-1] != width: raise ValueError(f"x has {x.shape[-1]} features, the transform takes {width}")
     if len(cores) == 1: return x @ ring_matrix(cores).T
-    if use_triton(x) and x.dtype == torch.float32:
-        left, right = cores[0].permute(2, 3, 0, 1), open_ring(cores[1:]).permute(3, 2, 0, 1)
-        return kronecker_sum(x.reshape(-1, width), left.flatten(0, 1), right.flatten(0, 1)).reshape(*x.shape[:-1], out_width)
-    first, *middle, last = cores
-    z = first.permute(2, 0, 3, 1).reshape(-1, first.shape[1]) @ x.reshape(-1, width).T.reshape(first.shape[1], -1) # (a i₁ b, j₂ … N)
-    done = first.shape[0]
-    for core in middle: # the bond b and the next digit are summed, the first bond a waits in front
-        z = core.permute(0, 3, 2, 1).flatten(2).flatten(0, 1) @ z.reshape(rank * done, rank * core.shape[1], -1)
-        done *= core.shape[0]
-    z = last.permute(3, 0, 2, 1).flatten(2)[:, None] @ z.reshape(rank, done, rank * last.shape[1], -1)
-    return z.sum(0).reshape(out_width, -1).T.reshape(*x.shape[:-1], out_width)
+    tokens = x.reshape(-1, width)
+    if use_triton(x) and x.dtype == torch.float32: y = _by_kernel(tokens, cores)
+    else: y = _by_digits(tokens, cores).reshape(out_width, -1).T
+    return y.reshape(*x.shape[:-1], out_width)
 
 # %% ../../nbs/tlora/00_algebra.ipynb #dd0a798a
 def transform_operations(
@@ -146,12 +193,16 @@ def transform_operations(
     rank: int,       # R
 ) -> int:            # multiplications and additions of T x for one token
     "Operations of `apply_ring` per token."
-    width, count = math.prod(in_shape), 0
-    for d, n in enumerate(in_shape): count += 2 * width * n * (rank**2 if d in (0, len(in_shape) - 1) else rank**3)
-    return count if len(in_shape) > 1 else 2 * width * width
+    width, last = math.prod(in_shape), len(in_shape) - 1
+    if not last: return 2 * width * width
+    bonds = [rank**2 if d in (0, last) else rank**3 for d in range(len(in_shape))]
+    return sum(2 * width * n * bond for n, bond in zip(in_shape, bonds))
 
+# %% ../../nbs/tlora/00_algebra.ipynb #a053d719
 def layer_operations(
-    out_width: int, in_shape: tuple, rank: int, # O, digits of I, R
+    out_width: int,     # O
+    in_shape: tuple,    # digits of I
+    rank: int,          # R
     residual_rank: int, # columns of the residual's factors: r, or r² for a ring
     tokens: int,        # N
     training: bool,     # count the backward pass too
@@ -159,6 +210,7 @@ def layer_operations(
     "Operations of the two ways to compute an adapted layer."
     width, transform = math.prod(in_shape), transform_operations(in_shape, rank)
     residual, product = 2 * residual_rank * (width + out_width), 2 * width * out_width
-    contract = tokens * ((3 if training else 1) * (transform + residual) + (2 if training else 1) * product)
-    merge = (3 if training else 1) * (out_width * transform + residual_rank * product + tokens * product)
+    trained, frozen = (3, 2) if training else (1, 1)
+    contract = tokens * (trained * (transform + residual) + frozen * product)
+    merge = trained * (out_width * transform + residual_rank * product + tokens * product)
     return {"contract": contract, "merge": merge}

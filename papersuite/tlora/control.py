@@ -23,18 +23,26 @@ def edges_of(
     images: Tensor,    # (n, channels, size, size) in [-1, 1]
     sigma: float = 1.0, # width of the Gaussian, pixels
 ) -> Tensor:           # (n, 1, size, size), zeros and ones
-    "Canny's edges of the brightness, with scikit-image's thresholds. `ValueError` for another number of axes."
-    if images.ndim != 4: raise ValueError(f"images have shape {tuple(images.shape)}; (n, channels, size, size) is needed")
-    return torch.tensor(np.stack([canny(image, sigma=sigma) for image in (images.mean(1).double().cpu().numpy() + 1) / 2]), dtype=torch.float32)[:, None]
+    "Canny's edges of the brightness, by scikit-image's thresholds. `ValueError` for other axes."
+    if images.ndim != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}; (n, channels, size, size) is needed")
+    brightness = (images.mean(1).double().cpu().numpy() + 1) / 2
+    edges = np.stack([canny(image, sigma=sigma) for image in brightness])
+    return torch.tensor(edges, dtype=torch.float32)[:, None]
 
+# %% ../../nbs/tlora/06_control.ipynb #fbfeb432
 def edge_scores(
-    found: Tensor, asked: Tensor, # (n, 1, size, size), zeros and ones
-) -> dict:
-    "Means of equation (1) over the pictures; two pictures without edges agree. `ValueError` for other shapes."
-    if found.shape != asked.shape: raise ValueError(f"found has shape {tuple(found.shape)}, asked {tuple(asked.shape)}")
+    found: Tensor, # (n, 1, size, size), zeros and ones
+    asked: Tensor, # the same
+) -> dict:         # iou and f1
+    "Means of equation (1) over the pictures. `ValueError` for other shapes."
+    if found.shape != asked.shape:
+        raise ValueError(f"found has shape {tuple(found.shape)}, asked {tuple(asked.shape)}")
     both, sizes = (found * asked).flatten(1).sum(1), (found + asked).flatten(1).sum(1)
     empty = sizes == 0
-    return {"iou": torch.where(empty, 1.0, both / (sizes - both).clamp(min=1)).mean().item(), "f1": torch.where(empty, 1.0, 2 * both / sizes.clamp(min=1)).mean().item()}
+    iou = torch.where(empty, 1.0, both / (sizes - both).clamp(min=1))
+    f1 = torch.where(empty, 1.0, 2 * both / sizes.clamp(min=1))
+    return {"iou": iou.mean().item(), "f1": f1.mean().item()}
 
 # %% ../../nbs/tlora/06_control.ipynb #bed13785
 HINT = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
@@ -44,35 +52,51 @@ def with_control(
     config: PeftConfig | None, # the adapter of the UNet; None for control alone
     seed: int = 0,
 ) -> TextToImage:
-    "A copy of the model with a control net that does nothing yet, and with what shall be trained unfrozen. `ValueError` for a model without a UNet."
-    if isinstance(model.unet, WideDenoiser): raise ValueError("the model is a wide denoiser; a control net needs a UNet")
+    """A copy of the model with a control net that does nothing yet, and with what shall be trained unfrozen.
+
+    `ValueError` for a model without a UNet."""
+    if isinstance(model.unet, WideDenoiser):
+        raise ValueError("the model is a wide denoiser; a control net needs a UNet")
     torch.manual_seed(seed)
     new = copy.deepcopy(model).requires_grad_(False)
-    new.control = ControlNetModel.from_unet(new.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32)).to(new.unet.device).requires_grad_(False)
+    hint = dict(conditioning_channels=1, conditioning_embedding_out_channels=(16, 32))
+    new.control = ControlNetModel.from_unet(new.unet, **hint).to(new.unet.device).requires_grad_(False)
     for name in HINT: getattr(new.control, name).requires_grad_(True)
     if config: new.unet.add_adapter(config)
     return new
 
 # %% ../../nbs/tlora/06_control.ipynb #5ab3a8e5
 def train_control(
-    model: TextToImage, pictures: Pictures, config: PeftConfig | None,
-    steps: int = 150, batch: int = 16, learning_rate: float = 1e-3, # of the adapter
+    model: TextToImage,        # pre-trained; it is not changed
+    pictures: Pictures,
+    config: PeftConfig | None, # the adapter of the UNet; None for control alone
+    steps: int = 150, batch: int = 16,
+    learning_rate: float = 1e-3, # of the adapter
     seed: int = 0,
 ) -> TextToImage:
-    "A model that follows edges."
+    "A model that follows edges. `ValueError` for a model without a UNet."
     new, g = with_control(model, config, seed), torch.Generator().manual_seed(seed)
     groups = [[p for p in part.parameters() if p.requires_grad] for part in (new.control, new.unet)]
-    solver = torch.optim.AdamW([dict(params=p, lr=rate) for p, rate in zip(groups, (2e-3, learning_rate)) if p], weight_decay=1e-4)
+    rates = [dict(params=group, lr=rate) for group, rate in zip(groups, (2e-3, learning_rate)) if group]
+    solver, weights = torch.optim.AdamW(rates, weight_decay=1e-4), sum(groups, [])
     for _ in range(steps):
         part = pictures[torch.randint(len(pictures), (batch,), generator=g)]
         loss = new.loss(*new.draw(part.images, g), new.encode(part.prompts), edges_of(part.images)).mean()
-        solver.zero_grad(); loss.backward()
-        nn.utils.clip_grad_norm_([p for group in groups for p in group], 1.0); solver.step()
+        solver.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        solver.step()
     return new.eval()
 
 # %% ../../nbs/tlora/06_control.ipynb #51a558dc
-def evaluate_control(model: TextToImage, pictures: Pictures, judge: Judge, steps: int = 20, guidance: float = 2.0, seed: int = 0) -> dict:
+def evaluate_control(
+    model: TextToImage, # of `train_control`
+    pictures: Pictures, # whose prompts and edges are asked for
+    judge: Judge,
+    steps: int = 20, guidance: float = 2.0, seed: int = 0, # as in `paint`
+) -> dict:              # iou, f1, agreement
     "Scores of equation (1), and the share of pictures in which the judge sees the class."
     asked = edges_of(pictures.images)
     images = model.paint(pictures.prompts, steps, guidance, seed, asked)
-    return edge_scores(edges_of(images), asked) | {"agreement": (judge(images)[1].argmax(1) == pictures.classes).float().mean().item()}
+    right = judge(images)[1].argmax(1) == pictures.classes
+    return edge_scores(edges_of(images), asked) | {"agreement": right.float().mean().item()}

@@ -31,30 +31,40 @@ class Pictures:
 
     def __len__(self): return len(self.images)
 
-    def __getitem__(self, index) -> "Pictures": return Pictures(self.images[index], self.classes[index], self.styles[index], self.class_words, self.style_words)
+    def __getitem__(self, index) -> "Pictures":
+        chosen = (values[index] for values in (self.images, self.classes, self.styles))
+        return Pictures(*chosen, self.class_words, self.style_words)
 
     @property
     def prompts(self) -> list[str]:
         "One per picture."
-        return [f"{self.style_words[s]} {self.class_words[c]}".strip() for c, s in zip(self.classes.tolist(), self.styles.tolist())]
+        pairs = zip(self.styles.tolist(), self.classes.tolist())
+        return [f"{self.style_words[s]} {self.class_words[c]}".strip() for s, c in pairs]
 
 # %% ../../nbs/tlora/04_data.ipynb #5c47f975
 STYLES = ("plain", "inverted", "bold", "slanted") # have a word
 HIDDEN = ("hollow", "striped", "grey")            # have none
+
+def _slanted(image):
+    "Every row is moved by two fifths of the one before."
+    return ndimage.affine_transform(image, [[1, 0], [0.4, 1]], offset=[0, -0.2 * len(image)], order=1)
+
+_RESTYLED = {
+    "plain": lambda image: image,
+    "inverted": lambda image: 1 - image,
+    "bold": lambda image: ndimage.grey_dilation(image, size=(3, 3)),
+    "slanted": _slanted,
+    "hollow": lambda image: np.clip(2 * ndimage.morphological_gradient(image, size=(2, 2)), 0, 1),
+    "striped": lambda image: image * (np.arange(len(image)) % 3 > 0)[:, None],
+    "grey": lambda image: 0.35 + 0.4 * image}
 
 def restyle(
     image: np.ndarray, # (size, size) in [0, 1], bright strokes on dark paper
     style: str,        # of STYLES or HIDDEN
 ) -> np.ndarray:       # likewise
     "One picture in another style. `ValueError` for a style that does not exist."
-    if style == "plain": return image
-    if style == "inverted": return 1 - image
-    if style == "bold": return ndimage.grey_dilation(image, size=(3, 3))
-    if style == "slanted": return ndimage.affine_transform(image, [[1, 0], [0.4, 1]], offset=[0, -0.2 * len(image)], order=1)
-    if style == "hollow": return np.clip(2 * ndimage.morphological_gradient(image, size=(2, 2)), 0, 1)
-    if style == "striped": return image * (np.arange(len(image)) % 3 > 0)[:, None]
-    if style == "grey": return 0.35 + 0.4 * image
-    raise ValueError(f"style is {style!r}; use one of {', '.join((*STYLES, *HIDDEN))}")
+    if style not in _RESTYLED: raise ValueError(f"style is {style!r}; use one of {', '.join(_RESTYLED)}")
+    return _RESTYLED[style](image)
 
 # %% ../../nbs/tlora/04_data.ipynb #6b384e26
 @dataset("digit pictures", kind="packaged", source=digits.source, licence=digits.licence)
@@ -70,8 +80,10 @@ def digit_pictures(
     small = digits("all")[rows]
     large = [resize(d, (size, size), order=1) for d in small.pixels[:, 0].double().numpy()]
     images = np.stack([restyle(d, style) for style in styles for d in large])
-    classes, kinds = np.tile(small.labels.numpy(), len(styles)), np.repeat(np.arange(len(styles)), len(large))
-    return Pictures(torch.tensor(2 * images - 1, dtype=torch.float32)[:, None], torch.tensor(classes), torch.tensor(kinds), DIGITS, tuple(styles))
+    classes = torch.tensor(np.tile(small.labels.numpy(), len(styles)))
+    kinds = torch.tensor(np.repeat(np.arange(len(styles)), len(large)))
+    pixels = torch.tensor(2 * images - 1, dtype=torch.float32)[:, None]
+    return Pictures(pixels, classes, kinds, DIGITS, tuple(styles))
 
 # %% ../../nbs/tlora/04_data.ipynb #85b128cd
 def digit_subject(
@@ -80,12 +92,14 @@ def digit_subject(
     n: int = 5,     # pictures
     seed: int = 0,
 ) -> Pictures:
-    "Pictures of one digit in one style, of the part that no model is trained on. `ValueError` for a digit above nine or more pictures than there are."
+    "Pictures of one digit in one style, of the test part. `ValueError` for another digit or too many."
     if label not in range(10): raise ValueError(f"label is {label!r}; a digit is 0 to 9")
     of_style = digit_pictures((style,), part="test")
     rows = torch.nonzero(of_style.classes == label)[:, 0]
-    if not 1 <= n <= len(rows): raise ValueError(f"n is {n}; there are 1 to {len(rows)} pictures of a {DIGITS[label]}")
-    chosen = of_style[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]]
+    if not 1 <= n <= len(rows):
+        raise ValueError(f"n is {n}; there are 1 to {len(rows)} pictures of a {DIGITS[label]}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    chosen = of_style[rows[order[:n]]]
     return Pictures(chosen.images, chosen.classes, chosen.styles, DIGITS)
 
 # %% ../../nbs/tlora/04_data.ipynb #845c2a73
@@ -103,18 +117,22 @@ def _read(path, size: int) -> Tensor: # (3, size, size) in [-1, 1]
     return torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1) / 127.5 - 1
 
 # %% ../../nbs/tlora/04_data.ipynb #15b45c48
-@dataset("dreambooth", kind="local", source=SOURCE, licence="CC BY 4.0; some photographs under the Unsplash licence", path="dreambooth")
+_LICENCE = "CC BY 4.0; some photographs under the Unsplash licence"
+
+@dataset("dreambooth", kind="local", source=SOURCE, licence=_LICENCE, path="dreambooth")
 def dreambooth(
     subject: str,    # name of the folder, such as "dog6"
     size: int = 512, # pixels
 ) -> Pictures:
-    "The photographs of one subject, among all class words. `DataUnavailable` without them, `ValueError` for a subject that is not in the list."
+    "Photographs of one subject. `DataUnavailable` without them, `ValueError` for another name."
     words = dreambooth_classes()
     if subject not in words: raise ValueError(f"subject is {subject!r}; there are {', '.join(words)}")
     files = sorted(local_file(f"dreambooth/{subject}", SOURCE).glob("*.jpg"))
     if not files: raise DataUnavailable(f"dreambooth/{subject}/00.jpg", SOURCE, "$PAPERSUITE_DATA/dreambooth")
-    classes, n = tuple(dict.fromkeys(words.values())), len(files)
-    return Pictures(torch.stack([_read(f, size) for f in files]), torch.full((n,), classes.index(words[subject])), torch.full((n,), list(words).index(subject)), classes, ("",) * len(words))
+    names = tuple(dict.fromkeys(words.values()))
+    classes = torch.full((len(files),), names.index(words[subject]))
+    styles = torch.full((len(files),), list(words).index(subject))
+    return Pictures(torch.stack([_read(f, size) for f in files]), classes, styles, names, ("",) * len(words))
 
 # %% ../../nbs/tlora/04_data.ipynb #3af59141
 def album(
@@ -127,4 +145,6 @@ def album(
     places = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
     views = [p.images[..., y:y + size, x:x + size] for y, x in places for p in parts]
     images = torch.cat([*views, *(v.flip(-1) for v in views)])
-    return Pictures(images, torch.cat([p.classes for p in parts]).repeat(10), torch.cat([p.styles for p in parts]).repeat(10), parts[0].class_words, parts[0].style_words)
+    classes = torch.cat([p.classes for p in parts]).repeat(10)
+    styles = torch.cat([p.styles for p in parts]).repeat(10)
+    return Pictures(images, classes, styles, parts[0].class_words, parts[0].style_words)

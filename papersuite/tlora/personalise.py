@@ -22,28 +22,41 @@ from ..core.scales import pick_device
 from .data import Pictures
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, logsigmoid, pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import cosine_similarity, cross_entropy, logsigmoid
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 # %% ../../nbs/tlora/05_personalise.ipynb #95bec64e
 class Block(nn.Module):
     "A residual step of two square layers that sees level and words."
-    def __init__(self, width: int, told: int):
+    def __init__(self,
+        width: int, # of the layers
+        told: int,  # length of the vector of level and words
+    ):
         super().__init__()
-        self.norm, self.told, self.inner, self.outer = nn.LayerNorm(width), nn.Linear(told, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm, self.told = nn.LayerNorm(width), nn.Linear(told, width)
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, h: Tensor, told: Tensor) -> Tensor: return h + self.outer(silu(self.inner(self.norm(h) + self.told(told))))
+    def forward(self, h: Tensor, told: Tensor) -> Tensor: # (n, width)
+        "One step."
+        return h + self.outer(silu(self.inner(self.norm(h) + self.told(told))))
 
+# %% ../../nbs/tlora/05_personalise.ipynb #492a723f
 class WideDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
     "Residual perceptron in the place of a UNet."
     @register_to_config
-    def __init__(self, in_channels: int, sample_size: int, told: int, hidden: int = 1280, depth: int = 3):
+    def __init__(self,
+        in_channels: int, sample_size: int, # of the pictures
+        told: int,         # length of the vector of words
+        hidden: int = 1280, depth: int = 3, # width and number of the blocks
+    ):
         super().__init__()
         pixels = in_channels * sample_size**2
         self.level, self.begin = Timesteps(128, True, 0), nn.Linear(pixels, hidden)
         self.blocks = nn.ModuleList([Block(hidden, told + 128) for _ in range(depth)])
         self.end = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, pixels))
 
-    def forward(self, noisy: Tensor, t: Tensor, text: Tensor) -> UNet2DConditionOutput: # called as a UNet is
+    def forward(self, noisy: Tensor, t: Tensor, text: Tensor) -> UNet2DConditionOutput:
+        "What it takes for the velocity, (n, channels, size, size)."
         told = torch.cat([self.level(t.to(noisy.device).expand(len(noisy))), text.flatten(1)], 1)
         h = self.begin(noisy.flatten(1))
         for block in self.blocks: h = block(h, told)
@@ -52,49 +65,80 @@ class WideDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
 # %% ../../nbs/tlora/05_personalise.ipynb #e58daf81
 RARE = ("sks", "ohwx", "zwx") # words without a meaning
 
+def _small_unet(channels, size, width, widths, attention):
+    "A UNet of diffusers for folded pictures, with attention to words where `attention` says so."
+    kinds = ["CrossAttn" if attends else "" for attends in attention]
+    return UNet2DConditionModel(
+        sample_size=size, in_channels=channels, out_channels=channels, block_out_channels=widths,
+        layers_per_block=1, cross_attention_dim=width, attention_head_dim=16, norm_num_groups=16,
+        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
+        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)])
+
+# %% ../../nbs/tlora/05_personalise.ipynb #714eb950
 class TextToImage(nn.Module):
-    "A UNet of diffusers that sees words, or with `hidden` a `WideDenoiser`, for which `widths` and `attention` say nothing. `ValueError` for a prompt with an unknown word, or with more than four."
-    def __init__(self, words: tuple, channels: int = 1, size: int = 16, widths: tuple = (64, 128), attention: tuple = (True, True), width: int = 64, hidden: int | None = None):
+    "A denoiser that sees words."
+    def __init__(self,
+        words: tuple,                  # that it may be told, beside the rare ones
+        channels: int = 1, size: int = 16, # of the pictures
+        widths: tuple = (64, 128), attention: tuple = (True, True), # channels and attention of each level
+        width: int = 64,               # of the vectors of words
+        hidden: int | None = None,     # width of a `WideDenoiser` instead of a UNet
+    ):
         super().__init__()
         self.vocabulary = {w: i for i, w in enumerate(dict.fromkeys(("", *words, *RARE)))}
-        self.embedding, self.place = nn.Embedding(len(self.vocabulary), width), nn.Parameter(0.02 * torch.randn(4, width))
-        kinds = [("CrossAttn" if a else "") for a in attention]
-        self.unet = WideDenoiser(4 * channels, size // 2, 4 * width, hidden) if hidden else UNet2DConditionModel(
-            sample_size=size // 2, in_channels=4 * channels, out_channels=4 * channels, block_out_channels=widths, layers_per_block=1, cross_attention_dim=width,
-            attention_head_dim=16, norm_num_groups=16, down_block_types=[f"{k}DownBlock2D" for k in kinds], up_block_types=[f"{k}UpBlock2D" for k in reversed(kinds)])
-        self.noise, self.control = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True), None
+        self.embedding = nn.Embedding(len(self.vocabulary), width)
+        self.place = nn.Parameter(0.02 * torch.randn(4, width))
+        if hidden: self.unet = WideDenoiser(4 * channels, size // 2, 4 * width, hidden)
+        else: self.unet = _small_unet(4 * channels, size // 2, width, widths, attention)
+        schedule = dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True)
+        self.noise, self.control = DDPMScheduler(**schedule), None
 
 # %% ../../nbs/tlora/05_personalise.ipynb #dc97a2f4
 @patch
 def encode(self: TextToImage, prompts: list[str]) -> Tensor: # (n, 4, width)
-    "Vectors of the words."
+    "Vectors of the words. `ValueError` for an unknown word, or more than four."
     rows = []
     for prompt in prompts:
         words = prompt.split()
-        if unknown := [w for w in words if w not in self.vocabulary]: raise ValueError(f"the prompt {prompt!r} has the unknown word {unknown[0]!r}")
-        if len(words) > 4: raise ValueError(f"the prompt {prompt!r} has {len(words)} words; at most four are read")
-        rows.append([self.vocabulary[w] for w in (*words, "", "", "", "")[:4]])
+        unknown = [word for word in words if word not in self.vocabulary]
+        if unknown: raise ValueError(f"the prompt {prompt!r} has the unknown word {unknown[0]!r}")
+        if len(words) > 4:
+            raise ValueError(f"the prompt {prompt!r} has {len(words)} words; at most four are read")
+        rows.append([self.vocabulary[word] for word in (*words, "", "", "", "")[:4]])
     return self.embedding(torch.tensor(rows, device=self.place.device)) + self.place
 
 # %% ../../nbs/tlora/05_personalise.ipynb #563daf1f
 @patch
-def draw(self: TextToImage, images: Tensor, generator: torch.Generator) -> tuple: # folded noisy images, levels, folded velocities
+def draw(self: TextToImage,
+    images: Tensor,             # (n, channels, size, size) in [-1, 1]
+    generator: torch.Generator, # on the CPU
+) -> tuple:                     # folded noisy images, levels, folded velocities
     "Levels and noise for a batch, from `generator` alone."
     x = pixel_unshuffle(images, 2)
-    noise, t = torch.randn(x.shape, generator=generator), torch.randint(1000, (len(x),), generator=generator)
+    noise = torch.randn(x.shape, generator=generator)
+    t = torch.randint(1000, (len(x),), generator=generator)
     x, noise, t = (v.to(self.place.device) for v in (x, noise, t))
     return self.noise.add_noise(x, noise, t), t, self.noise.get_velocity(x, noise, t)
 
+# %% ../../nbs/tlora/05_personalise.ipynb #c18ed21e
 @patch
-def denoise(self: TextToImage, noisy: Tensor, t: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # folded velocities
-    "What the model takes for the velocity; with edges, as its control net sees them."
+def denoise(self: TextToImage,
+    noisy: Tensor, t: Tensor, text: Tensor, # folded images, levels, vectors of words
+    edges: Tensor | None = None,            # (n, 1, size, size)
+) -> Tensor:                                # folded velocities
+    "What the model takes for the velocity. `ValueError` for edges without a control net."
     if edges is None: return self.unet(noisy, t, text).sample
-    if self.control is None: raise ValueError("edges are given, but the model has no control net; make one with with_control")
+    if self.control is None:
+        raise ValueError("edges are given, but the model has no control net; make one with with_control")
     down, middle = self.control(noisy, t, text, edges.to(noisy.device), return_dict=False)
-    return self.unet(noisy, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+    added = dict(down_block_additional_residuals=down, mid_block_additional_residual=middle)
+    return self.unet(noisy, t, text, **added).sample
 
 @patch
-def loss(self: TextToImage, noisy: Tensor, t: Tensor, velocity: Tensor, text: Tensor, edges: Tensor | None = None) -> Tensor: # (n,)
+def loss(self: TextToImage,
+    noisy: Tensor, t: Tensor, velocity: Tensor, # of `draw`
+    text: Tensor, edges: Tensor | None = None,  # as in `denoise`
+) -> Tensor:                                    # (n,)
     "Equation (1), one number per picture."
     return (self.denoise(noisy, t, text, edges) - velocity).square().mean(dim=(1, 2, 3))
 
@@ -102,9 +146,13 @@ def loss(self: TextToImage, noisy: Tensor, t: Tensor, velocity: Tensor, text: Te
 def _spoken(pictures: Pictures, generator: torch.Generator) -> list[str]:
     "Prompts as pre-training shows them."
     n, bare = len(pictures), [pictures.class_words[c] for c in pictures.classes]
-    luck, which = torch.rand(n, generator=generator).tolist(), torch.randint(len(RARE), (n,), generator=generator).tolist()
-    return ["" if u < 0.1 else f"{RARE[k]} {b}" if u < 0.2 else b if u < 0.3 else p for p, b, u, k in zip(pictures.prompts, bare, luck, which)]
+    luck = torch.rand(n, generator=generator).tolist()
+    rare = [RARE[k] for k in torch.randint(len(RARE), (n,), generator=generator).tolist()]
+    spoken = lambda u, strange, word, whole: (
+        "" if u < 0.1 else f"{strange} {word}" if u < 0.2 else word if u < 0.3 else whole)
+    return [spoken(*each) for each in zip(luck, rare, bare, pictures.prompts)]
 
+# %% ../../nbs/tlora/05_personalise.ipynb #f4b1a54d
 def pretrain(
     pictures: Pictures,
     steps: int = 500, batch: int = 64, learning_rate: float = 2e-3,
@@ -115,7 +163,8 @@ def pretrain(
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
     words = (*pictures.style_words, *" ".join(pictures.class_words).split())
-    model = TextToImage(words, pictures.images.shape[1], pictures.images.shape[2], **settings).to(pick_device())
+    channels, size = pictures.images.shape[1:3]
+    model = TextToImage(words, channels, size, **settings).to(pick_device())
     solver = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
     rate = get_cosine_schedule_with_warmup(solver, steps // 20, steps)
     _fit(model, solver, rate, pictures, steps, batch, g)
@@ -127,11 +176,29 @@ def _fit(model, solver, rate, pictures, steps, batch, generator):
     from tqdm import trange
     for _ in trange(steps, desc="pre-training", disable=None):
         part = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
-        loss = model.loss(*model.draw(part.images, generator), model.encode(_spoken(part, generator))).mean()
-        solver.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        solver.step(); rate.step()
+        drawn = model.draw(part.images, generator)
+        loss = model.loss(*drawn, model.encode(_spoken(part, generator))).mean()
+        solver.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        solver.step()
+        rate.step()
 
 # %% ../../nbs/tlora/05_personalise.ipynb #4cd31e01
+def _check_prompts(prompts, edges):
+    "Refuse no prompts, and edges of another number."
+    if prompts and (edges is None or len(edges) == len(prompts)): return
+    given = f"there are {len(prompts)} prompts and {'no' if edges is None else len(edges)} edge maps"
+    raise ValueError(f"{given}; one prompt or more is needed, and an edge map for each or none")
+
+@patch
+def _guided(self: TextToImage, z, t, text, edges, guidance) -> Tensor: # as z
+    "The velocity with prompts, moved away from that without; `text` holds both."
+    twice = None if edges is None else torch.cat([edges, edges])
+    told, free = self.denoise(torch.cat([z, z]), t, text, twice).chunk(2)
+    return free + guidance * (told - free)
+
+# %% ../../nbs/tlora/05_personalise.ipynb #9f960093
 @patch
 @torch.no_grad()
 def paint(self: TextToImage,
@@ -141,15 +208,16 @@ def paint(self: TextToImage,
     seed: int = 0,
     edges: Tensor | None = None, # (n, 1, size, size), for a control net
 ) -> Tensor:                 # (n, channels, size, size) in [-1, 1]
-    "A picture for each prompt. `ValueError` for none, and for edges without a control net or of another number."
-    if not prompts or (edges is not None and len(edges) != len(prompts)): raise ValueError(f"there are {len(prompts)} prompts and {'no' if edges is None else len(edges)} edge maps; one prompt or more is needed, and an edge map for each or none")
-    way = DDIMScheduler.from_config(self.noise.config)
+    "A picture for each prompt. `ValueError` for no prompt, and for edges that nobody can read."
+    _check_prompts(prompts, edges)
+    way, config = DDIMScheduler.from_config(self.noise.config), self.unet.config
     way.set_timesteps(steps)
-    config, text = self.unet.config, self.encode([*prompts, *("" for _ in prompts)])
-    z = torch.randn(len(prompts), config.in_channels, config.sample_size, config.sample_size, generator=torch.Generator().manual_seed(seed)).to(self.place.device)
+    text = self.encode([*prompts, *("" for _ in prompts)])
+    shape = len(prompts), config.in_channels, config.sample_size, config.sample_size
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.place.device)
     for t in way.timesteps:
-        told, free = self.denoise(torch.cat([z, z]), t, text, None if edges is None else torch.cat([edges, edges])).chunk(2)
-        z = way.step(free + guidance * (told - free), t, z, use_clipped_model_output=True).prev_sample # the noise that belongs to the clipped picture
+        velocity = self._guided(z, t, text, edges, guidance)
+        z = way.step(velocity, t, z, use_clipped_model_output=True).prev_sample
     return pixel_shuffle(z, 2).clamp(-1, 1).cpu()
 
 # %% ../../nbs/tlora/05_personalise.ipynb #be49d74a
@@ -170,55 +238,107 @@ def personalise(
     beta: float | None = 1000.0, # of equation (2); None is the plain loss (1)
     word: str = "sks", seed: int = 0,
 ) -> TextToImage:
-    "A copy of the model that connects `word` with the subject. `ValueError` for an unknown word or a subject without pictures."
-    if word not in model.vocabulary: raise ValueError(f"word is {word!r}; the model knows {', '.join(model.vocabulary)}")
+    "A copy that connects `word` with the subject. `ValueError` for an unknown word or no pictures."
+    known = ", ".join(model.vocabulary)
+    if word not in model.vocabulary: raise ValueError(f"word is {word!r}; the model knows {known}")
     if not len(subject): raise ValueError("the subject has no pictures")
     torch.manual_seed(seed)
-    old, new = model, copy.deepcopy(model).requires_grad_(False)
-    new.unet.add_adapter(config) if config else new.unet.requires_grad_(True)
-    weights, g = [p for p in new.parameters() if p.requires_grad], torch.Generator().manual_seed(seed)
-    solver, prompts = torch.optim.AdamW(weights, learning_rate, weight_decay=1e-4), [f"{word} {p}" for p in subject.prompts]
+    new, g = _adapted_copy(model, config), torch.Generator().manual_seed(seed)
+    weights = [p for p in new.parameters() if p.requires_grad]
+    solver = torch.optim.AdamW(weights, learning_rate, weight_decay=1e-4)
     for _ in range(steps):
-        rows = torch.randint(len(subject), (batch,), generator=g)
-        drawn, text = new.draw(subject.images[rows], g), new.encode([prompts[i] for i in rows])
-        loss = new.loss(*drawn, text)
-        with torch.no_grad(): reference = 0 if beta is None else old.loss(*drawn, text)
-        solver.zero_grad(); (loss.mean() if beta is None else dco_loss(loss, reference, beta)).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0); solver.step()
+        solver.zero_grad()
+        _subject_loss(new, model, subject, word, batch, beta, g).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        solver.step()
     return new.eval()
 
+# %% ../../nbs/tlora/05_personalise.ipynb #d9dadf91
+def _adapted_copy(model, config):
+    "A copy in which only the adapter is trained, or the whole UNet."
+    new = copy.deepcopy(model).requires_grad_(False)
+    if config: new.unet.add_adapter(config)
+    else: new.unet.requires_grad_(True)
+    return new
+
+def _subject_loss(new, old, subject, word, batch, beta, generator):
+    "Equation (1) or (2) for pictures of the subject."
+    rows = torch.randint(len(subject), (batch,), generator=generator)
+    drawn, chosen = new.draw(subject.images[rows], generator), subject[rows]
+    text = new.encode([f"{word} {prompt}" for prompt in chosen.prompts])
+    loss = new.loss(*drawn, text)
+    if beta is None: return loss.mean()
+    with torch.no_grad(): reference = old.loss(*drawn, text)
+    return dco_loss(loss, reference, beta)
+
 # %% ../../nbs/tlora/05_personalise.ipynb #b62044ab
+def _convolution(before, after):
+    "A convolution that keeps the size."
+    return nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+
 class Judge(nn.Module):
     "Features, class and style of a picture."
-    def __init__(self, channels: int, n_classes: int, n_styles: int, width: int = 32):
+    def __init__(self,
+        channels: int,                # of the pictures
+        n_classes: int, n_styles: int,
+        width: int = 32,              # channels of the first layers
+    ):
         super().__init__()
-        block = lambda a, b: [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
-        self.body = nn.Sequential(*block(channels, width), *block(width, width), nn.MaxPool2d(2), *block(width, 2 * width), nn.MaxPool2d(2), *block(2 * width, 4 * width),
-                                  nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, 128), nn.ReLU())
+        small = *_convolution(channels, width), *_convolution(width, width), nn.MaxPool2d(2)
+        large = *_convolution(width, 2 * width), nn.MaxPool2d(2), *_convolution(2 * width, 4 * width)
+        end = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, 128), nn.ReLU()
+        self.body = nn.Sequential(*small, *large, *end)
         self.classes, self.styles = nn.Linear(128, n_classes), nn.Linear(128, n_styles)
 
     def forward(self, x: Tensor) -> tuple: # features (n, 128), class scores, style scores
+        "What the judge sees."
         features = self.body(x)
         return features, self.classes(features), self.styles(features)
 
 # %% ../../nbs/tlora/05_personalise.ipynb #fb6d3348
-def train_judge(pictures: Pictures, steps: int = 400, batch: int = 128, seed: int = 0) -> Judge:
+def train_judge(
+    pictures: Pictures,
+    steps: int = 400, batch: int = 128, seed: int = 0,
+) -> Judge: # in evaluation mode, frozen
     "A judge of the classes and styles of `pictures`."
     torch.manual_seed(seed)
-    judge, g = Judge(pictures.images.shape[1], len(pictures.class_words), len(pictures.style_words)), torch.Generator().manual_seed(seed)
+    judge = Judge(pictures.images.shape[1], len(pictures.class_words), len(pictures.style_words))
+    g = torch.Generator().manual_seed(seed)
     solver = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(solver, 4e-3, steps)
     for _ in range(steps):
         part = pictures[torch.randint(len(pictures), (batch,), generator=g)]
         _, classes, styles = judge(part.images)
-        solver.zero_grad(); (cross_entropy(classes, part.classes) + cross_entropy(styles, part.styles)).backward(); solver.step(); rate.step()
+        loss = cross_entropy(classes, part.classes) + cross_entropy(styles, part.styles)
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+        rate.step()
     return judge.eval().requires_grad_(False)
 
 # %% ../../nbs/tlora/05_personalise.ipynb #ea8bc949
-def cosines(a: Tensor, b: Tensor) -> Tensor: # (n, m)
+def cosines(
+    a: Tensor, # (n, d)
+    b: Tensor, # (m, d)
+) -> Tensor:   # (n, m)
     "Cosine between all pairs of rows."
     return cosine_similarity(a[:, None], b[None], dim=-1)
 
+def _alike(features):
+    "Mean cosine of the features of different pictures."
+    others = ~torch.eye(len(features), dtype=torch.bool)
+    return cosines(features, features)[others].mean()
+
+def _share(hits):
+    "Share of what is true."
+    return hits.float().mean().item()
+
+def _drift(new, old, prompts, steps, seed):
+    "Root mean square difference of what two models paint."
+    change = new.paint(prompts, steps, seed=seed) - old.paint(prompts, steps, seed=seed)
+    return change.square().mean().sqrt().item()
+
+# %% ../../nbs/tlora/05_personalise.ipynb #4f1ad52d
 def evaluate(
     new: TextToImage, old: TextToImage, judge: Judge, subject: Pictures,
     style: int,          # position of the subject's style among the judge's
@@ -229,10 +349,11 @@ def evaluate(
     if n < 2: raise ValueError(f"n is {n}; diversity needs 2 pictures per prompt or more")
     classes, own = list(subject.class_words), int(subject.classes[0])
     told = torch.arange(len(classes)).repeat_interleave(n)
-    features, seen, looks = judge(new.paint([f"{word} {classes[c]}" for c in told], steps, seed=seed))
-    right, alike, mine = seen.argmax(1) == told, looks.argmax(1) == style, told == own
-    change = new.paint(classes, steps, seed=seed) - old.paint(classes, steps, seed=seed)
-    same = torch.stack([cosines(f, f)[~torch.eye(n, dtype=torch.bool)].mean() for f in features.split(n)]).mean()
-    share = lambda hits: hits.float().mean().item()
-    return dict(fidelity=cosines(features[mine], judge(subject.images)[0]).mean().item(), recognition=share(alike[mine]), agreement=share(right[~mine]),
-                diversity=1 - same.item(), drift=change.square().mean().sqrt().item(), transfer=share(right & alike))
+    painted = new.paint([f"{word} {classes[c]}" for c in told], steps, seed=seed)
+    features, class_scores, style_scores = judge(painted)
+    right, in_style, mine = class_scores.argmax(1) == told, style_scores.argmax(1) == style, told == own
+    return {
+        "fidelity": cosines(features[mine], judge(subject.images)[0]).mean().item(),
+        "recognition": _share(in_style[mine]), "agreement": _share(right[~mine]),
+        "diversity": 1 - torch.stack([_alike(part) for part in features.split(n)]).mean().item(),
+        "drift": _drift(new, old, classes, steps, seed), "transfer": _share(right & in_style)}

@@ -24,7 +24,7 @@ def block_cores(
     outer: bool = True,   # the number of the block is the first digit; False: the place in the block is
 ) -> list:                # two cores of rank K
     "A block-diagonal matrix as a ring of two digits, equation (1)."
-    K = len(blocks)
-    number = torch.diag_embed(torch.eye(K, dtype=blocks.dtype))[:, None] * torch.eye(K, dtype=blocks.dtype)[:, :, None, None]
+    unit = torch.eye(len(blocks), dtype=blocks.dtype)
+    number = torch.diag_embed(unit)[:, None] * unit[:, :, None, None]
     place = torch.diag_embed(blocks.permute(1, 2, 0))
     return [number, place] if outer else [place, number]
