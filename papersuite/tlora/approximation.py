@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from ..core.check import one_of, whole
 from .algebra import identity_cores, ring_factors, ring_matrix, zero_ring
 from ..vision.data import digits
@@ -82,7 +83,8 @@ def diagonal_transform(
     side: str = "in", # scale inputs ("in") or outputs ("out")
 ) -> Transform:
     "A free number for every input or output."
-    return Transform(f"diagonal, {side}puts", [torch.ones(width, dtype=torch.float64)], lambda t: torch.diag(t[0]), width, side)
+    ones = torch.ones(width, dtype=torch.float64)
+    return Transform(f"diagonal, {side}puts", [ones], lambda tensors: torch.diag(tensors[0]), width, side)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #6d007d80
 def ring_transform(
@@ -94,9 +96,11 @@ def ring_transform(
 ) -> Transform:
     "The transform of arXiv 2501.08727. With a kick the fit does not start at the identity but near it."
     cores = [core.double() for core in identity_cores(shape, rank, init, generator)]
-    if rank > 1: cores = [c + kick / rank * torch.randn(c.shape, generator=generator, dtype=torch.float64) for c in cores]
-    bonds = {1: (rank**2 - 1) * math.prod(shape)**2, 2: rank**4}.get(len(shape), len(shape) * rank**2 - 1)
-    return Transform(f"ring, R = {rank}", cores, ring_matrix, sum(c.numel() for c in cores) - bonds)
+    noise = lambda core: torch.randn(core.shape, generator=generator, dtype=torch.float64)
+    if rank > 1: cores = [core + kick / rank * noise(core) for core in cores]
+    few_digits = {1: (rank**2 - 1) * math.prod(shape)**2, 2: rank**4}
+    bonds = few_digits.get(len(shape), len(shape) * rank**2 - 1)
+    return Transform(f"ring, R = {rank}", cores, ring_matrix, sum(core.numel() for core in cores) - bonds)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #b3e13532
 def cayley(
@@ -128,21 +132,30 @@ def butterfly_transform(
 ) -> Transform:
     "BOFT (arXiv 2311.06243): a product of orthogonal block matrices over different digits."
     _check_block(width, block)
-    if factors < 1 or width % block**factors: raise ValueError(f"{factors} factors of block {block} need a width that is a multiple of {block}^{factors}, not {width}")
-    def matrix(tensors):
-        product = torch.eye(width, dtype=tensors[0].dtype)
-        for k, tensor in enumerate(tensors):
-            rows = product.reshape(-1, block, block**k, width).transpose(1, 2) # (higher digits, lower digits, digit k, columns)
-            turned = cayley(tensor).reshape(rows.shape[0], rows.shape[1], block, block) @ rows
-            product = turned.transpose(1, 2).reshape(width, width)
-        return product
+    if factors < 1 or width % block**factors:
+        needed = f"a width that is a multiple of {block}^{factors}"
+        raise ValueError(f"{factors} factors of block {block} need {needed}, not {width}")
     start = [torch.zeros(width // block, block, block, dtype=torch.float64) for _ in range(factors)]
-    return Transform(f"BOFT, m = {factors}, b = {block}", start, matrix, factors * width * (block - 1) // 2)
+    freedom = factors * width * (block - 1) // 2
+    return Transform(f"BOFT, m = {factors}, b = {block}", start, _butterfly_matrix, freedom)
+
+# %% ../../nbs/tlora/03_approximation.ipynb #e225da2f
+def _butterfly_matrix(tensors):
+    "The product of the factors."
+    many, block, _ = tensors[0].shape
+    width = many * block
+    product = torch.eye(width, dtype=tensors[0].dtype)
+    for k, tensor in enumerate(tensors):
+        rows = product.reshape(-1, block, block**k, width).transpose(1, 2)
+        blocks = cayley(tensor).reshape(rows.shape[0], rows.shape[1], block, block)
+        product = (blocks @ rows).transpose(1, 2).reshape(width, width)
+    return product
 
 # %% ../../nbs/tlora/03_approximation.ipynb #e70c6480
 def _check_block(width, block):
     "Refuse blocks that do not tile the width."
-    if block < 2 or width % block: raise ValueError(f"block is {block}; it must be 2 or more and divide the width {width}")
+    if block >= 2 and width % block == 0: return
+    raise ValueError(f"block is {block}; it must be 2 or more and divide the width {width}")
 
 # %% ../../nbs/tlora/03_approximation.ipynb #995cf3de
 @dataclass
@@ -166,22 +179,36 @@ def _parts(before, after, transform, rank, tensors):
     return moved, left @ right
 
 # %% ../../nbs/tlora/03_approximation.ipynb #af239e1d
+def _cut(vector, like):
+    "A vector as tensors of the shapes of others."
+    ends = np.cumsum([t.numel() for t in like])[:-1]
+    return [torch.from_numpy(part.copy()).reshape(t.shape) for part, t in zip(np.split(vector, ends), like)]
+
+def _joined(tensors):
+    "The entries of all tensors in one vector."
+    return torch.cat([t.flatten() for t in tensors]).numpy()
+
 def _minimise(objective, start, iterations):
     "L-BFGS on a list of tensors: the tensors at the end, and scipy's report."
-    sizes = np.cumsum([t.numel() for t in start])[:-1]
-    cut = lambda vector: [torch.from_numpy(part.copy()).reshape(t.shape) for part, t in zip(np.split(vector, sizes), start)]
     def value_and_slope(vector):
-        tensors = [t.requires_grad_() for t in cut(vector)]
+        tensors = [t.requires_grad_() for t in _cut(vector, start)]
         loss = objective(tensors)
-        return loss.item(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, tensors)]).numpy()
+        return loss.item(), _joined(torch.autograd.grad(loss, tensors))
     options = dict(maxiter=iterations, maxfun=20 * iterations, maxcor=20, ftol=1e-10, gtol=1e-8)
-    report = minimize(value_and_slope, torch.cat([t.flatten() for t in start]).numpy(), jac=True, method="L-BFGS-B", options=options)
-    return cut(report.x), report
+    report = minimize(value_and_slope, _joined(start), jac=True, method="L-BFGS-B", options=options)
+    return _cut(report.x, start), report
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f60183da
 def _both_starts(error, start: list, cores: list, iterations: int) -> list:
     "The transform fitted alone and a new residual; a new transform and the residual fitted alone."
-    return [_minimise(lambda t: error(t, rank=0), start, iterations)[0] + cores, start + _minimise(lambda t: error(t, no_transform()), cores, iterations)[0]]
+    transform, _ = _minimise(lambda tensors: error(tensors, rank=0), start, iterations)
+    residual, _ = _minimise(lambda tensors: error(tensors, no_transform()), cores, iterations)
+    return [transform + cores, start + residual]
+
+def _best_fit(error, starts, iterations):
+    "Tensors and report of the best of several fits; nothing, where nothing is to be fitted."
+    fits = [_minimise(error, start, iterations) for start in starts]
+    return min(fits, key=lambda fit: fit[1].fun, default=([], None))
 
 # %% ../../nbs/tlora/03_approximation.ipynb #dffc9fc5
 def approximate(
@@ -194,36 +221,65 @@ def approximate(
     iterations: int = 400,
     generator: torch.Generator | None = None, # of the ring residual's start
 ) -> Approximation:
-    "Equation (1) for one family of transforms and one kind of residual (arXiv 2501.08727, figure 2). `ValueError` for weights or settings that cannot be fitted."
+    """Equation (1) for a family of transforms and a kind of residual (arXiv 2501.08727, figure 2).
+
+    `ValueError` for weights or settings that cannot be fitted."""
     _check_fit(before, after, rank, residual, shapes)
     before, after = before.detach().double(), after.detach().double()
-    start, price, scale = list(transform.start), rank * sum(before.shape), (after - before).square().sum()
+    energy, start = (after - before).square().sum(), transform.start
     def error(tensors, family=transform, rank=rank):
         moved, rest = _parts(before, after, family, rank, tensors)
-        return (after - moved - rest).square().sum() / scale
-    if residual == "ring":
-        cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
-        starts, price = _both_starts(error, start, cores, iterations) if start else [cores], sum(core.numel() for core in cores)
-    else: starts = [start] if start else []
-    tensors, report = min((_minimise(error, s, iterations) for s in starts), key=lambda fit: fit[1].fun, default=([], None))
-    moved, rest = _parts(before, after, transform, rank, tensors)
-    return Approximation(error(tensors).item(), transform.stored + price, transform.matrix(tensors[:len(transform.start)]), rest,
-                         report is None or report.status == 0, report.nfev if report else 0)
+        return (after - moved - rest).square().sum() / energy
+    starts, price = [start] if start else [], rank * sum(before.shape)
+    if residual == "ring": starts, price = _ring_starts(error, start, shapes, rank, generator, iterations)
+    tensors, report = _best_fit(error, starts, iterations)
+    matrix, price = transform.matrix(tensors[:len(start)]), transform.stored + price
+    rest = _parts(before, after, transform, rank, tensors)[1]
+    return Approximation(error(tensors).item(), price, matrix, rest, *_convergence(report))
+
+# %% ../../nbs/tlora/03_approximation.ipynb #d93330e6
+def _ring_starts(error, start, shapes, rank, generator, iterations):
+    "Where fits with a ring residual begin, and how many numbers it stores."
+    cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
+    starts = _both_starts(error, start, cores, iterations) if start else [cores]
+    return starts, sum(core.numel() for core in cores)
+
+def _convergence(report):
+    "Did L-BFGS stop by itself, and after how many evaluations? Nothing to fit is fitted at once."
+    return (True, 0) if report is None else (report.status == 0, report.nfev)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #b21bc79f
 def _check_fit(before, after, rank, residual, shapes):
     "Refuse what cannot be fitted, with the reason."
-    if before.ndim != 2 or before.shape != after.shape: raise ValueError(f"the weights are {tuple(before.shape)} and {tuple(after.shape)}; both must be the same (outputs, inputs)")
-    if not (torch.isfinite(before).all() and torch.isfinite(after).all()): raise ValueError("a weight holds NaN or infinity; nothing can be fitted to it")
-    if torch.equal(before, after): raise ValueError("the two weights are equal; there is no difference to approximate")
+    sizes = tuple(before.shape)
+    if before.ndim != 2 or before.shape != after.shape:
+        given = f"the weights are {sizes} and {tuple(after.shape)}"
+        raise ValueError(f"{given}; both must be the same (outputs, inputs)")
+    if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
+        raise ValueError("a weight holds NaN or infinity; nothing can be fitted to it")
+    if torch.equal(before, after):
+        raise ValueError("the two weights are equal; there is no difference to approximate")
     one_of("residual", residual, ("lora", "ring"))
-    whole("residual rank", rank, 0, min(before.shape))
-    if residual == "ring" and shapes is None: raise ValueError("a ring residual needs shapes=(digits of the outputs, digits of the inputs)")
-    if residual == "ring" and (math.prod(shapes[0]), math.prod(shapes[1])) != tuple(before.shape): raise ValueError(f"shapes {shapes} do not multiply to the weight's {tuple(before.shape)}")
+    whole("residual rank", rank, 0, min(sizes))
+    if residual == "lora": return
+    if shapes is None:
+        raise ValueError("a ring residual needs shapes=(digits of the outputs, digits of the inputs)")
+    if (math.prod(shapes[0]), math.prod(shapes[1])) != sizes:
+        raise ValueError(f"shapes {shapes} do not multiply to the weight's {sizes}")
 
 # %% ../../nbs/tlora/03_approximation.ipynb #4a5e54f5
 TRUTHS = ("low rank", "Kronecker", "ring, R = 2", "rotation", "scale")
 
+def _true_transform(kind, shape, draw):
+    "T° of a truth that has one."
+    if kind == "rotation":
+        width = math.prod(shape)
+        return cayley(draw(width, width) * 0.1 / width**0.5)
+    R = 1 if kind == "Kronecker" else 2
+    cores = identity_cores(shape, R, "gauge", draw.keywords["generator"])
+    return ring_matrix([core.double() + 0.1 / n**0.5 / R * draw(n, n, R, R) for n, core in zip(shape, cores)])
+
+# %% ../../nbs/tlora/03_approximation.ipynb #74ec17ce
 def synthetic_truth(
     before: Tensor,  # (O, I), W0
     kind: str,       # one of `TRUTHS`
@@ -231,45 +287,55 @@ def synthetic_truth(
     rank: int,       # k of the added matrix
     generator: torch.Generator,
 ) -> Tensor:         # (O, I), W*
-    "W0 T° plus a matrix of rank k with as much energy as the transform's share; the scale is W* = 0.9 W0 and nothing else. `ValueError` for another kind."
+    """W0 T° plus a matrix of rank k with as much energy as the transform's share; for "scale", 0.9 W0.
+
+    `ValueError` for another kind."""
     if kind not in TRUTHS: raise ValueError(f"truth is {kind!r}; it must be one of {', '.join(TRUTHS)}")
     before, (O, I) = before.detach().double(), before.shape
-    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)
     if kind == "scale": return 0.9 * before
-    if kind in ("Kronecker", "ring, R = 2"):
-        R = 1 if kind == "Kronecker" else 2
-        T = ring_matrix([core.double() + 0.1 / n**0.5 / R * draw(n, n, R, R) for n, core in zip(shape, identity_cores(shape, R, "gauge", generator))])
-    if kind == "rotation": T = cayley(draw(I, I) * 0.1 / I**0.5)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    moved = before if kind == "low rank" else before @ _true_transform(kind, shape, draw)
     added = draw(O, rank) @ draw(rank, I)
     if kind == "low rank": return before + 0.1 * before.norm() * added / added.norm()
-    moved = before @ T
     return moved + (moved - before).norm() * added / added.norm()
 
 # %% ../../nbs/tlora/03_approximation.ipynb #e15dc134
 class Block(nn.Module):
     "Residual block with the time added inside."
-    def __init__(self, width):
+    def __init__(self, width: int):
         super().__init__()
-        self.norm, self.first, self.second, self.time = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(64, width)
-    def forward(self, h, waves): return h + self.second(nn.functional.silu(self.first(self.norm(h)) + self.time(waves)))
+        self.norm, self.first = nn.LayerNorm(width), nn.Linear(width, width)
+        self.second, self.time = nn.Linear(width, width), nn.Linear(64, width)
+
+    def forward(self, h: Tensor, waves: Tensor) -> Tensor: # (n, width)
+        "One step."
+        return h + self.second(nn.functional.silu(self.first(self.norm(h)) + self.time(waves)))
 
 class Denoiser(nn.Module):
     "Predicts the noise in a flattened image; 64 inputs, or 192 with mask and masked image."
-    def __init__(self, width, inputs=64, depth=4):
+    def __init__(self, width: int, inputs: int = 64, depth: int = 4):
         super().__init__()
         self.into, self.out = nn.Linear(inputs, width), nn.Linear(width, 64)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
-    def forward(self, x, time):
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor: # (n, 64)
+        "The noise."
         angles = time[:, None] * torch.exp(torch.linspace(0, 6, 32, device=x.device))
         h, waves = self.into(x), torch.cat([angles.sin(), angles.cos()], dim=1)
         for block in self.blocks: h = block(h, waves)
         return self.out(h)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #d7f495ca
-def noisy_batch(images, n, holes, generator):
-    "Inputs, times and noise of a batch; `holes` adds the mask and what is seen through it."
-    x, time = images[torch.randint(len(images), (n,), generator=generator)], torch.rand(n, generator=generator)
-    noise, alpha = torch.randn(n, 64, generator=generator), torch.cos(1.55 * time)[:, None]
+def noisy_batch(
+    images: Tensor, # (any number, 64) in [-1, 1]
+    n: int,         # how many are drawn
+    holes: bool,    # add the mask and what is seen through it?
+    generator: torch.Generator,
+) -> tuple:         # inputs (n, 64 or 192), times (n,), noise (n, 64)
+    "Inputs, times and noise of a batch."
+    x = images[torch.randint(len(images), (n,), generator=generator)]
+    time, noise = torch.rand(n, generator=generator), torch.randn(n, 64, generator=generator)
+    alpha = torch.cos(1.55 * time)[:, None]
     mixed = alpha * x + (1 - alpha**2).sqrt() * noise
     if not holes: return mixed, time, noise
     corner, place = torch.randint(0, 5, (n, 2, 1), generator=generator), torch.arange(8)
@@ -294,22 +360,36 @@ def train_denoiser(
     generator, copies, losses = torch.Generator().manual_seed(seed), {}, []
     solver = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
     for step in range(1, steps + 1):
-        x, time, noise = (t.to(device) for t in noisy_batch(images, batch, net.into.in_features > 64, generator))
+        drawn = noisy_batch(images, batch, net.into.in_features > 64, generator)
+        x, time, noise = (t.to(device) for t in drawn)
         loss = (net(x, time) - noise).square().mean()
-        solver.zero_grad(); loss.backward(); solver.step(); losses.append(loss.detach())
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+        losses.append(loss.detach())
         if step in keep: copies[step] = net.state_dict()[LAYER].double().cpu().numpy().copy()
     return copies, float(torch.stack(losses[-max(1, steps // 10):]).mean())
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f83e7ae4
-def pretrain(width: int, steps: int, seed: int, learning_rate: float = 1e-3, weight_decay: float = 0.01, device: str = "cpu") -> dict: # name -> array
+def pretrain(
+    width: int, steps: int, seed: int,
+    learning_rate: float = 1e-3, weight_decay: float = 0.01,
+    device: str = "cpu",
+) -> dict: # name -> array
     "Weights of a denoiser of digits."
     torch.manual_seed(seed)
     net = Denoiser(width).to(device)
     train_denoiser(net, steps, learning_rate, weight_decay, seed)
     return {name: t.cpu().numpy() for name, t in net.state_dict().items()}
 
-def fine_tune(weights: dict, steps: int, learning_rate: float, weight_decay: float, seed: int, keep: tuple = (), device: str = "cpu") -> tuple: # as `train_denoiser`
-    "Train all weights of a pre-trained denoiser to fill holes; the columns of the new inputs start at zero."
+# %% ../../nbs/tlora/03_approximation.ipynb #acbbdd92
+def fine_tune(
+    weights: dict, # of `pretrain`
+    steps: int, learning_rate: float, weight_decay: float, seed: int,
+    keep: tuple = (), # steps after which to copy the weight
+    device: str = "cpu",
+) -> tuple:        # as `train_denoiser`
+    "Train a pre-trained denoiser to fill holes; the columns of the new inputs start at zero."
     width = len(weights["into.weight"])
     net, state = Denoiser(width, 192), {name: torch.tensor(array) for name, array in weights.items()}
     state["into.weight"] = torch.cat([state["into.weight"], torch.zeros(width, 128)], dim=1)
