@@ -225,7 +225,7 @@ def approximate(
 
     `ValueError` for weights or settings that cannot be fitted."""
     _check_fit(before, after, rank, residual, shapes)
-    before, after = before.detach().double(), after.detach().double()
+    before, after = (weight.detach().double() for weight in (before, after))
     energy, start = (after - before).square().sum(), transform.start
     def error(tensors, family=transform, rank=rank):
         moved, rest = _parts(before, after, family, rank, tensors)
@@ -311,6 +311,7 @@ class Block(nn.Module):
         "One step."
         return h + self.second(nn.functional.silu(self.first(self.norm(h)) + self.time(waves)))
 
+# %% ../../nbs/tlora/03_approximation.ipynb #32d545eb
 class Denoiser(nn.Module):
     "Predicts the noise in a flattened image; 64 inputs, or 192 with mask and masked image."
     def __init__(self, width: int, inputs: int = 64, depth: int = 4):
