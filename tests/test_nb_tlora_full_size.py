@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened():
         one, two = Path(place)/"one", Path(place)/"two"
         run(one)
         with mock.patch.object(Adaptation, "draw", broken): assert run(two) == 130
-        (two/"samples/000004.part").mkdir()
+        (two/"samples/.000004.part").mkdir()
         run(two)
         assert len(files(one)) > 8 and files(one) == files(two)
 

@@ -73,7 +73,8 @@ def load_pretrained(
     source, place = _model_source(name)
     errors = []
     for subfolder in subfolders:
-        try: return cls.from_pretrained(source, subfolder=subfolder, **options)
+        inside = {"subfolder": subfolder} if subfolder else {} # a pipeline does not know the word
+        try: return cls.from_pretrained(source, **inside, **options)
         except OSError as error: errors.append(error) # what both libraries raise for whatever is missing
     reason = f"it is no folder here and could not be loaded ({_first_line(errors[0], 160)})"
     raise DataUnavailable(f"The model {name}", f"https://huggingface.co/{name}", str(place), reason) from errors[-1]

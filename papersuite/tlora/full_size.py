@@ -11,8 +11,6 @@ __all__ = ['RANKS', 'PLAN', 'RECIPE', 'PROGRAMS', 'learning_rate', 'adapter_conf
 
 # %% ../../nbs/tlora/07_full_size.ipynb #2147ee96
 import json
-import os
-import shutil
 import sys
 import torch
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from fastcore.basics import patch
 from ..core.check import between, whole
 from ..core.results import write_atomic
 from ..core.scales import step_seed
+from ..core.store import complete_folder
 from pathlib import Path
 from torch import Tensor, nn
 
@@ -273,16 +272,6 @@ def loss(self: Adaptation, model: Callable, batch: dict, generator: torch.Genera
     return dco_loss(noise_errors(model, batch), reference, self.settings.beta)
 
 # %% ../../nbs/tlora/07_full_size.ipynb #04f6cde4
-@contextmanager
-def _complete_folder(path: Path): # -> Path
-    "A folder to write to, that gets its name `path` only when the block ends well."
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(part, path)
-
 @patch
 def keep(self: Adaptation, model: AdaptedUNet, folder: Path, step: int):
     "Write `adapters/<step>` and `samples/<step>`, unless they are there."
@@ -295,7 +284,7 @@ def keep(self: Adaptation, model: AdaptedUNet, folder: Path, step: int):
 def save(self: Adaptation, model: AdaptedUNet, folder: Path):
     "The adapter in peft's format, and the encoder of drawings if there is one."
     from safetensors.torch import save_file
-    with _complete_folder(folder) as part:
+    with complete_folder(folder) as part:
         model.unet.save_pretrained(part)
         if model.encoder is not None: save_file(model.encoder.state_dict(), part/"control.safetensors")
 
@@ -321,7 +310,7 @@ def sample(self: Adaptation, model: AdaptedUNet, folder: Path):
     "Paint the test prompts."
     about = {"prompts": [test["prompt"] for test in self.tests]}
     about |= {"size": self.settings.pixels, "subject": self.settings.subject}
-    with _complete_folder(folder) as part:
+    with complete_folder(folder) as part:
         for number, test in enumerate(self.tests):
             if "control" in test:
                 write_picture(test["control"].repeat(3, 1, 1), part/f"{number:02d}.edges.png")

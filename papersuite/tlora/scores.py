@@ -13,7 +13,8 @@ import torch
 from ..core.scales import pick_device
 from .control import edge_scores
 from .photographs import drawing_of, read_picture, subject_pictures, without_token
-from .weights import HUB, pretrained
+from ..core.data import load_pretrained
+from .weights import HUB
 from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
@@ -31,9 +32,9 @@ def load_judges() -> dict: # name -> model, processor, and for CLIP a tokenizer
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     judges, device = {}, pick_device()
     for name in ("DINO", "DINOv2", "CLIP"):
-        model = pretrained(AutoModel, HUB[name]).to(device).eval()
-        judges[name] = [model, pretrained(AutoImageProcessor, HUB[name])]
-    judges["CLIP"].append(pretrained(AutoTokenizer, HUB["CLIP"]))
+        model = load_pretrained(AutoModel, HUB[name]).to(device).eval()
+        judges[name] = [model, load_pretrained(AutoImageProcessor, HUB[name])]
+    judges["CLIP"].append(load_pretrained(AutoTokenizer, HUB["CLIP"]))
     return judges
 
 # %% ../../nbs/tlora/07c_scores.ipynb #b6bd23e3
