@@ -37,7 +37,7 @@ def test_a_misspelt_choice_is_answered_with_the_list():
     said = "penalty is 'L1'; it must be one of 'l1', None"
     test_fail(lambda: one_of("penalty", "L1", ("l1", None)), contains=said)
     test_fail(lambda: one_of("runs", True, (1, 2)), contains="one of 1, 2")
-    from_numpy = one_of("penalty", np.array(["l1"])[0], ("l1", None)) # as a search over an array of names gives it
+    from_numpy = one_of("penalty", np.array(["l1"])[0], ("l1", None)) # what a search over an array tries
     test_eq((from_numpy, type(from_numpy)), ("l1", str))
 
 
@@ -85,11 +85,13 @@ def test_only_real_numbers_without_a_mask_pass():
     for bad, word in (
         (np.array([1j]), "complex numbers; it must be an array of real numbers; split it"),
         (torch.tensor([1j]), "complex numbers"), (np.array(["1"]), "text"), (dates, "dates"),
-        (np.array([1, "a"], object), "text"), (dates.astype(object), "dates"), (np.array([2j], object), "complex"),
+        (np.array([1, "a"], object), "text"), (dates.astype(object), "dates"),
+        (np.array([2j], object), "complex"),
     ): test_fail(lambda: real("x", bad, "split it"), contains=word)
     unmasked("x", np.ma.array([1, 2]))
     with_hole = np.ma.array([1, 2], mask=[0, 1])
-    test_fail(lambda: unmasked("x", with_hole, "drop it"), contains="1 masked entries; it must be an array without a mask; drop it")
+    sentence = "1 masked entries; it must be an array without a mask; drop it"
+    test_fail(lambda: unmasked("x", with_hole, "drop it"), contains=sentence)
 
 
 # nbs/core/00a_check.ipynb #c00598cf

@@ -18,14 +18,16 @@ def test_the_first_lines_name_every_claim_of_the_abstract():
     lab.claim("B", "s", "m", [-1., 1.1, 1.2], Rule("above", 0))
     lab.claim("C", "s", "m", [-1., 1.1, 1.2], Rule("above", 0), asked_by="us")
     text = verdicts_text(lab.record()["claims"])
-    test_eq(text, "Of what the abstract claims: **holds**: A; **undecided**: B. Of our own questions: 1 × undecided.")
+    expected = "Of what the abstract claims: **holds**: A; **undecided**: B. Of our own questions: 1 × undecided."
+    test_eq(text, expected)
 
 
 # nbs/core/02a_experiment.ipynb #46c4cd38
 def test_a_record_survives_the_round_trip_and_a_cell_run_twice():
     with tempfile.TemporaryDirectory() as d:
         lab = Experiment("tensor_star", "smoke", seeds=[1], folder=d)
-        for values in ([9., 9., 9.], [0.5, 0.5, float("nan")]): lab.claim("X1", "s", "m", values, Rule("below", 1))
+        for values in ([9., 9., 9.], [0.5, 0.5, float("nan")]):
+            lab.claim("X1", "s", "m", values, Rule("below", 1))
         lab.finish()
         record = read_record(Path(d)/"record.json")
     test_eq(len(record["claims"]), 1)

@@ -47,8 +47,8 @@ def test_the_p_value_is_scipys():
 # nbs/core/01_results.ipynb #611511df
 def test_q_values_count_only_what_was_tested():
     def claim_of(p): return {"evidence": {"p": p}}
-    q = [c["evidence"]["q"] for c in with_q_values([claim_of(0.01), claim_of(None), claim_of(0.04), claim_of(0.5)])]
-    test_eq(q, [0.03, None, 0.06, 0.5])
+    found = with_q_values([claim_of(0.01), claim_of(None), claim_of(0.04), claim_of(0.5)])
+    test_eq([c["evidence"]["q"] for c in found], [0.03, None, 0.06, 0.5])
 
 
 # nbs/core/01_results.ipynb #8a234e47
@@ -56,7 +56,8 @@ def test_an_interrupted_write_keeps_the_old_file():
     from unittest.mock import patch as mock
     with tempfile.TemporaryDirectory() as d:
         target = write_atomic(Path(d)/"record.json", "old")
-        with mock("os.replace", side_effect=KeyboardInterrupt): test_fail(lambda: write_atomic(target, "new"), exc=KeyboardInterrupt)
+        with mock("os.replace", side_effect=KeyboardInterrupt):
+            test_fail(lambda: write_atomic(target, "new"), exc=KeyboardInterrupt)
         test_eq(target.read_text(), "old")
         test_eq([p.name for p in Path(d).iterdir()], ["record.json"])
 
@@ -64,8 +65,9 @@ def test_an_interrupted_write_keeps_the_old_file():
 # nbs/core/01_results.ipynb #04038777
 def test_a_corrupt_record_is_named_not_believed():
     with tempfile.TemporaryDirectory() as d:
-        for text, complaint in ((b'{"paper": "x", "cla', "is not JSON"), (b'{"paper": "x"}', "is not a result record")):
-            test_fail(lambda: read_record(write_atomic(Path(d)/"r.json", text)), exc=ValueError, contains=complaint)
+        for text, complaint in (('{"paper": "x", ', "is not JSON"), ('{"paper": "x"}', "is not a result record")):
+            path = write_atomic(Path(d)/"r.json", text)
+            test_fail(lambda: read_record(path), exc=ValueError, contains=complaint)
 
 
 # nbs/core/01_results.ipynb #7a821fb7
@@ -96,10 +98,13 @@ def test_what_can_be_computed_is_computed_at_every_reading():
 def test_version_1_is_read_and_its_straddling_claims_are_undecided():
     def version_1(verdict, values):
         rule = {"kind": "above", "bound": 0, "text": ""}
-        claim = {"key": "A", "statement": "s", "measure": "m", "values": values, "rule": rule, "figure": "", "verdict": verdict}
+        claim = {"key": "A", "statement": "s", "measure": "m", "values": values, "rule": rule, "figure": ""}
+        claim["verdict"] = verdict
         return json.dumps(blank_record("mini", "smoke", []) | {"schema_version": 1, "claims": [claim]})
     with tempfile.TemporaryDirectory() as d:
-        def verdict(*old): return read_record(write_atomic(Path(d)/"r.json", version_1(*old)))["claims"][0]["verdict"]
+        def verdict(*old):
+            path = write_atomic(Path(d)/"r.json", version_1(*old))
+            return read_record(path)["claims"][0]["verdict"]
         test_eq(verdict(FAILS, [-1., 2., 0.5]), UNDECIDED)
         test_eq(verdict(FAILS, [-1., -2., -1.5]), FAILS)
         test_eq(verdict(HOLDS, [1., 2., 1.5]), HOLDS)
@@ -108,8 +113,10 @@ def test_version_1_is_read_and_its_straddling_claims_are_undecided():
 
 # nbs/core/01_results.ipynb #6ec162f2
 def test_an_undecided_claim_says_what_would_decide_it():
-    weak = with_q_values([Claim("A", "s", "m", [-1., 2., 0.5, 0.7], Rule("above", 0)).to_dict("mini")])[0]
-    assert evidence_text(weak).endswith(f"about {seeds_needed(0.55, np.std([-1., 2., 0.5, 0.7], ddof=1))} seeds would decide")
+    values = [-1., 2., 0.5, 0.7]
+    weak = with_q_values([Claim("A", "s", "m", values, Rule("above", 0)).to_dict("mini")])[0]
+    needed = seeds_needed(0.55, np.std(values, ddof=1))
+    assert evidence_text(weak).endswith(f"about {needed} seeds would decide")
     exact = with_q_values([Claim("B", "s", "m", [0.], Rule("within", 0)).to_dict("mini")])[0]
     test_eq(evidence_text(exact), "")
 
@@ -125,7 +132,8 @@ def test_only_a_lost_claim_is_a_regression():
 # nbs/core/01_results.ipynb #4c115cd5
 def test_the_root_is_found_from_any_depth():
     with tempfile.TemporaryDirectory() as d:
-        root = Path(d).resolve(); (root/"nbs/core").mkdir(parents=True)
+        root = Path(d).resolve()
+        (root/"nbs/core").mkdir(parents=True)
         test_fail(lambda: project_root(root/"nbs/core"), exc=FileNotFoundError, contains="clone the repository")
         (root/"settings.ini").write_text("")
         test_eq(project_root(root/"nbs/core"), root)

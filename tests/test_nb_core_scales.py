@@ -23,7 +23,9 @@ def test_more_seeds_extend_the_list_and_neighbours_share_none():
 
 # nbs/core/00_scales.ipynb #caaddc9f
 def test_the_same_seed_repeats_the_numbers():
-    def draw(seed): g = seed_everything(seed); return random.random(), np.random.rand(), g.random()
+    def draw(seed):
+        generator = seed_everything(seed)
+        return random.random(), np.random.rand(), generator.random()
     test_eq(draw(3), draw(3))
     test_ne(draw(3), draw(4))
 
@@ -35,7 +37,8 @@ def test_the_random_state_of_the_caller_is_restored():
     torch.manual_seed(1)
     first = {}
     for name in "ab":
-        with seeded(0) as generator: first[name] = torch.nn.Linear(2, 2).weight, torch.rand(2, generator=generator)
+        with seeded(0) as generator:
+            first[name] = torch.nn.Linear(2, 2).weight, torch.rand(2, generator=generator)
     test_eq([t.tolist() for t in first["a"]], [t.tolist() for t in first["b"]])
     test_eq(torch.rand(3).tolist(), expected.tolist())
     test_fail(lambda: seeded(-1).__enter__(), contains="seed is -1")
@@ -63,4 +66,5 @@ def test_a_step_has_its_own_numbers_whenever_it_is_taken():
 # nbs/core/00_scales.ipynb #7a48c9d4
 def test_a_device_that_is_absent_is_refused():
     test_eq(pick_device("cpu").type, "cpu")
-    for absent in ("cuda:99", "cuda:one", "abacus"): test_fail(lambda: pick_device(absent), contains="is not available here")
+    for absent in ("cuda:99", "cuda:one", "abacus"):
+        test_fail(lambda: pick_device(absent), contains="is not available here")

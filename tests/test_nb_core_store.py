@@ -91,4 +91,4 @@ def test_strange_facts_are_the_fault_of_their_file():
         with understood("my.file"): return int(facts["rank"]) + 1
     test_eq(put_together({"rank": 2}), 3)
     for facts in ({}, {"rank": "two"}, {"rank": None}, []):
-        test_fail(lambda: put_together(facts), exc=ValueError, contains="my.file is damaged or of another version")
+        test_fail(lambda: put_together(facts), exc=ValueError, contains="is damaged or of another version")

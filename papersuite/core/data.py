@@ -9,7 +9,9 @@ __all__ = ['KINDS', 'REGISTRY', 'DataUnavailable', 'local_file', 'download', 'lo
            'all_datasets']
 
 # %% ../../nbs/core/03_data.ipynb #631da28f
-import importlib, os, pkgutil
+import importlib
+import os
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -27,7 +29,8 @@ def local_file(
 ) -> Path:
     "The file or folder at `path` under `PAPERSUITE_DATA`; raises `DataUnavailable`."
     root = os.environ.get("PAPERSUITE_DATA")
-    if not root: raise DataUnavailable(path, source, f"$PAPERSUITE_DATA/{path}", "the variable PAPERSUITE_DATA is not set")
+    unset = "the variable PAPERSUITE_DATA is not set"
+    if not root: raise DataUnavailable(path, source, f"$PAPERSUITE_DATA/{path}", unset)
     found = Path(root)/path
     if not found.exists(): raise DataUnavailable(path, source, str(found))
     return found
@@ -48,7 +51,7 @@ def download(
     cache = _cached(path)
     where = dict(fname=cache.name, path=cache.parent, progressbar=sys.stderr.isatty())
     try: return Path(pooch.retrieve(url, f"sha256:{sha256}", **where))
-    except Exception as error: # whatever pooch, requests or the disk raise, the reader needs the same sentence
+    except Exception as error: # whatever pooch, requests or the disk raise: the reader needs one sentence
         reason = f"fetching it failed ({type(error).__name__}: {_first_line(error, 200)})"
         raise DataUnavailable(path, url, str(cache), reason) from error
 
@@ -69,7 +72,7 @@ def load_pretrained(
     subfolders: tuple = ("",),   # of the model; the first that loads is taken
     **options,                   # of `from_pretrained`
 ):                               # an object of that class
-    "The model `name`, from its folder, from `PAPERSUITE_DATA`, or from the hub. `DataUnavailable` if it is nowhere."
+    "The model `name`, of a folder, `PAPERSUITE_DATA`, or the hub. `DataUnavailable` if it is nowhere."
     source, place = _model_source(name)
     errors = []
     for subfolder in subfolders:
@@ -77,7 +80,8 @@ def load_pretrained(
         try: return cls.from_pretrained(source, **inside, **options)
         except OSError as error: errors.append(error) # what both libraries raise for whatever is missing
     reason = f"it is no folder here and could not be loaded ({_first_line(errors[0], 160)})"
-    raise DataUnavailable(f"The model {name}", f"https://huggingface.co/{name}", str(place), reason) from errors[-1]
+    page = f"https://huggingface.co/{name}"
+    raise DataUnavailable(f"The model {name}", page, str(place), reason) from errors[-1]
 
 def _model_source(name):
     "What `from_pretrained` is called with, and where a user may put the model."
@@ -110,12 +114,20 @@ class Dataset:
         return own.exists() or (self.kind == "downloaded" and _cached(self.path).exists())
 
 # %% ../../nbs/core/03_data.ipynb #6919c32c
-def dataset(name: str, kind: str, source: str, licence: str, path: str = ""):
-    "Decorator: register a loader; raises `ValueError` for an unknown kind, or a name taken by another function."
-    if kind not in KINDS: raise ValueError(f"kind of data set {name!r} is {kind!r}; it must be one of {', '.join(KINDS)}")
+def dataset(
+    name: str,      # by which `papersuite data` lists it
+    kind: str,      # of `KINDS`
+    source: str,    # where a user gets it
+    licence: str,   # of the data
+    path: str = "", # below PAPERSUITE_DATA, for `downloaded` and `local`
+):
+    "Decorator: register a loader. `ValueError` for an unknown kind, or a name taken by another function."
+    if kind not in KINDS:
+        raise ValueError(f"kind of data set {name!r} is {kind!r}; it must be one of {', '.join(KINDS)}")
     def register(load):
         taken = REGISTRY.get(name)
-        if taken and taken.load.__qualname__ != load.__qualname__: raise ValueError(f"data set {name!r} is registered twice")
+        if taken and taken.load.__qualname__ != load.__qualname__:
+            raise ValueError(f"data set {name!r} is registered twice")
         REGISTRY[name] = Dataset(name, kind, source, licence, load, path)
         return REGISTRY[name]
     return register
@@ -125,6 +137,7 @@ def all_datasets() -> list[Dataset]:
     "Every data set of every paper, by name: imports each package's `data` module."
     import papersuite
     for package in pkgutil.iter_modules(papersuite.__path__):
-        if package.ispkg and importlib.util.find_spec(f"papersuite.{package.name}.data") and package.name != "core":
-            importlib.import_module(f"papersuite.{package.name}.data")
+        name = f"papersuite.{package.name}.data"
+        if not package.ispkg or package.name == "core": continue
+        if importlib.util.find_spec(name): importlib.import_module(name)
     return [REGISTRY[n] for n in sorted(REGISTRY)]

@@ -11,6 +11,7 @@ __all__ = ['Experiment', 'verdicts_text', 'tell_progress', 'read_progress', 'row
 import io
 import json
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -19,26 +20,27 @@ from pathlib import Path
 from fastcore.basics import patch
 from .figures import STYLE
 from .results import (
-    Claim, RECORD_SCHEMA, SCHEMA_VERSION, VERDICTS, claims_table, git_revision, library_versions, machine_info, project_root,
-    with_q_values, write_atomic)
+    Claim, RECORD_SCHEMA, SCHEMA_VERSION, VERDICTS, claims_table, git_revision, library_versions,
+    machine_info, project_root, with_q_values, write_atomic)
 from .scales import check_scale
 
 # %% ../../nbs/core/02a_experiment.ipynb #92edad95
 class Experiment:
     "Collects the claims and figures of one run of a paper's experiments and writes its record."
     def __init__(self,
-        paper: str,   # package name of the paper
+        paper: str,   # name of the experiment: its package, and what it is about if there are several
         scale: str,   # one of `papersuite.core.scales.SCALES`
         seeds: list,  # the seeds that the run uses
-        folder: str | Path | None = None, # where results go; default: the runner's folder, or `_runs/interactive/<scale>/<paper>`
+        folder: str | Path | None = None, # of the results; None: the runner's, or `_runs/interactive/…`
     ):
         self.paper, self.scale, self.seeds = paper, check_scale(scale), [int(s) for s in seeds]
-        folder = folder or os.environ.get("PAPERSUITE_OUT") or project_root()/"_runs"/"interactive"/scale/paper
+        given = folder or os.environ.get("PAPERSUITE_OUT")
+        folder = given or project_root()/"_runs"/"interactive"/scale/paper
         self.folder, self.claims, self.figures, self.start = Path(folder), [], [], time.perf_counter()
         self.announced = False
 
     def claim(self, *args, **kwargs) -> Claim:
-        "Add a `Claim` (same arguments) and return it; a second claim of the same key replaces the first, as a cell run twice should."
+        "Add a `Claim` (same arguments) and return it; a second of the same key replaces the first."
         claim = Claim(*args, **kwargs)
         self.claims = [c for c in self.claims if c.key != claim.key] + [claim]
         return claim
@@ -55,7 +57,8 @@ def verdicts_text(
     parts = [text for verdict in VERDICTS for text in listed(verdict)]
     counts = {v: sum(c["verdict"] == v for c in by_asker["us"]) for v in VERDICTS}
     ours = ", ".join(f"{n} × {v}" for v, n in counts.items() if n)
-    return "Of what the abstract claims: " + "; ".join(parts or ["nothing yet"]) + "." + (f" Of our own questions: {ours}." if ours else "")
+    of_the_paper = f"Of what the abstract claims: {'; '.join(parts or ['nothing yet'])}."
+    return of_the_paper + (f" Of our own questions: {ours}." if ours else "")
 
 # %% ../../nbs/core/02a_experiment.ipynb #7790db5a
 @patch
@@ -80,8 +83,8 @@ def record(self: Experiment) -> dict:
         "machine": machine_info(), "versions": library_versions(), "git_revision": git_revision(),
         "wall_time_s": round(time.perf_counter() - self.start, 2),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    measured = {"paper": self.paper, "scale": self.scale, "seeds": self.seeds, "claims": claims, "figures": self.figures}
-    return {"schema_version": SCHEMA_VERSION} | measured | circumstances
+    run = {"schema_version": SCHEMA_VERSION, "paper": self.paper, "scale": self.scale, "seeds": self.seeds}
+    return run | {"claims": claims, "figures": self.figures} | circumstances
 
 @patch
 def finish(self: Experiment):
@@ -101,12 +104,14 @@ def figure(self: Experiment,
     caption: str,  # one sentence: what the reader should see
     numbers: dict | list, # what was plotted; arrays become lists
 ):
-    "Save `fig` as PNG (150 dpi) and `numbers` as JSON in the experiment's folder, atomically, and list it in the record."
-    if not label.replace("_", "").replace("-", "").isalnum(): raise ValueError(f"figure label {label!r} must be letters, digits, - and _")
+    "Save `fig` as PNG (150 dpi) and `numbers` as JSON, atomically, and list it in the record."
+    if not re.fullmatch(r"[\w-]+", label):
+        raise ValueError(f"figure label {label!r} must be letters, digits, - and _")
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], metadata={"Software": None})
     entry = {"label": label, "caption": caption, "file": f"figures/{label}.png"}
-    write_atomic(self.folder/"figures"/f"{label}.json", json.dumps({"caption": caption, "numbers": numbers}, default=_plain, indent=1) + "\n")
+    text = json.dumps({"caption": caption, "numbers": numbers}, default=_plain, indent=1)
+    write_atomic(self.folder/"figures"/f"{label}.json", text + "\n")
     write_atomic(self.folder/entry["file"], buffer.getvalue())
     self.figures = [f for f in self.figures if f["label"] != label] + [entry]
 
@@ -120,9 +125,9 @@ def _plain(x):
 def tell_progress(
     **facts, # what is told, by name: replaces what was told under the same name before
 ):
-    "Tell the runner how far this notebook is, through the file named by PAPERSUITE_PROGRESS; without a runner nothing happens."
-    if not (path := os.environ.get("PAPERSUITE_PROGRESS")): return
-    write_atomic(path, json.dumps(read_progress(path) | facts))
+    "Tell the runner how far this notebook is, in the file that PAPERSUITE_PROGRESS names, if it does."
+    path = os.environ.get("PAPERSUITE_PROGRESS")
+    if path: write_atomic(path, json.dumps(read_progress(path) | facts))
 
 def read_progress(path: str | Path) -> dict:
     "What was told last; {} where nothing was."
@@ -133,7 +138,7 @@ def read_progress(path: str | Path) -> dict:
 @contextmanager
 def row_workers(
     workers: int | None = None, # processes; None: what the runner allows
-):                              # yields the number of jobs for joblib; None leaves it to joblib's own configuration
+):                              # yields the number of jobs for joblib; None: as joblib is configured
     "Where rows are computed: here, or on the Dask cluster whose scheduler PAPERSUITE_CLUSTER names."
     from joblib import parallel_config
     address, allowed = os.environ.get("PAPERSUITE_CLUSTER"), os.environ.get("PAPERSUITE_JOBS")
@@ -141,7 +146,8 @@ def row_workers(
         yield workers or (int(allowed) if allowed else None)
         return
     try: from dask.distributed import Client
-    except ImportError: raise ImportError("rows go to a Dask cluster only with dask; pip install 'papersuite[cluster]'") from None
+    except ImportError:
+        raise ImportError("rows go to a Dask cluster with dask; pip install 'papersuite[cluster]'") from None
     with Client(address), parallel_config("dask"): yield -1
 
 # %% ../../nbs/core/02a_experiment.ipynb #45f16a63
@@ -151,7 +157,7 @@ def map(self: Experiment,
     grid: list[dict],  # one dictionary of keyword arguments per run
     workers: int | None = None, # processes; default: what the runner allows, else 1
 ) -> list:             # the results in the order of `grid`
-    "Call `function` on every row of `grid`, in parallel, with a progress bar, remembering finished rows under the runner."
+    "Call `function` on every row of `grid`, in parallel, remembering finished rows under the runner."
     from joblib import Memory, Parallel, delayed
     from tqdm import tqdm
     memory, name = os.environ.get("PAPERSUITE_MEMORY"), getattr(function, "__name__", "grid")
@@ -163,7 +169,8 @@ def map(self: Experiment,
     if grid: tell()
     with row_workers(workers) as jobs:
         runs = Parallel(n_jobs=jobs, return_as="generator")(delayed(call)(**row) for row in grid)
-        for result in tqdm(runs, total=len(grid), desc=name, file=sys.stdout, disable=not sys.stdout.isatty()):
+        hidden = not sys.stdout.isatty()
+        for result in tqdm(runs, total=len(grid), desc=name, file=sys.stdout, disable=hidden):
             results.append(result)
             tell()
     return results

@@ -10,10 +10,14 @@ __all__ = ['COLOURS', 'MARKERS', 'LINES', 'STYLE', 'use_style', 'method_styles']
 # %% ../../nbs/core/02_figures.ipynb #c67404a8
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X", "*"), ("-", "--", "-.", ":")
-STYLE = {"figure.dpi": 110, "savefig.dpi": 150, "figure.figsize": (6.4, 3.8), "figure.constrained_layout.use": True, "figure.facecolor": "white",
-         "axes.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.color": "#E3E3E3", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-         "axes.labelsize": 10, "font.size": 9.5, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5, "svg.hashsalt": "papersuite"}
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 150, "svg.hashsalt": "papersuite",
+    "figure.figsize": (6.4, 3.8), "figure.constrained_layout.use": True,
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#E3E3E3", "grid.linewidth": 0.7, "legend.frameon": False,
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10,
+    "font.size": 9.5, "lines.linewidth": 1.6, "lines.markersize": 5}
 
 # %% ../../nbs/core/02_figures.ipynb #e8f8d2fc
 def use_style():
@@ -27,5 +31,8 @@ def method_styles(
     names: list[str], # the methods of a paper in a fixed order, ours first
 ) -> dict:            # name -> keyword arguments for `ax.plot`
     "A colour, marker and line style for each method; raises `ValueError` for more methods than colours."
-    if len(names) > len(COLOURS): raise ValueError(f"{len(names)} methods but only {len(COLOURS)} colours that everyone can tell apart; split the figure")
-    return {n: dict(color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i % 4], label=n) for i, n in enumerate(names)}
+    if len(names) > len(COLOURS):
+        have = f"only {len(COLOURS)} colours that everyone can tell apart"
+        raise ValueError(f"{len(names)} methods but {have}; split the figure")
+    look = lambda i, name: dict(color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i % 4], label=name)
+    return {name: look(i, name) for i, name in enumerate(names)}

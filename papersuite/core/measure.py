@@ -120,7 +120,7 @@ def resident_peak(
 def count_flops(
     function: Callable, # called without arguments; its tensors may lie on the meta device
 ) -> int:
-    "Floating-point operations of the products, convolutions and attention in a call, those of its gradients too."
+    "Floating-point operations of the products, convolutions and attention in a call, with its gradients."
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
     class Counter(TorchDispatchMode):

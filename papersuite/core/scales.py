@@ -45,10 +45,13 @@ def spawn_seeds(
     return [int(child.generate_state(1)[0] >> 1) for child in np.random.SeedSequence(seed).spawn(n)]
 
 # %% ../../nbs/core/00_scales.ipynb #721663e0
-def seed_everything(seed: int) -> np.random.Generator:
-    "Seed Python's, NumPy's and (if it is loaded) PyTorch's global generators; returns a fresh NumPy generator."
+def seed_everything(
+    seed: int, # a whole number of 0 or more
+) -> np.random.Generator: # a fresh one
+    "Seed Python's, NumPy's and (if it is loaded) PyTorch's global generators."
     import sys
-    random.seed(seed); np.random.seed(seed % 2**32)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     if "torch" in sys.modules: sys.modules["torch"].manual_seed(seed)
     return np.random.default_rng(seed)
 
@@ -58,7 +61,7 @@ def seeded(
     seed: int,       # a whole number from 0 to 2³² − 1
     device = "cpu",  # the device, or its name, whose generator is started beside that of the CPU
 ):                   # yields a `torch.Generator` on `device`, of the same seed
-    "Within this context torch's global generators start from `seed`; the caller's random state is restored after it."
+    "Torch's global generators start from `seed`; the caller's random state is restored after the block."
     import torch
     seed, device = check_seed("seed", seed), torch.device(device)
     on_gpu = device.type == "cuda"
@@ -76,13 +79,16 @@ def step_seed(
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 # %% ../../nbs/core/00_scales.ipynb #5963f80e
-def pick_device(name: str | None = None): # "cpu", "cuda", "cuda:1", "mps"; None asks PAPERSUITE_DEVICE, then takes the best
-    "A `torch.device` that exists here; raises `ValueError` for one that does not."
+def pick_device(
+    name: str | None = None, # "cpu", "cuda", "cuda:1", "mps"; None: of PAPERSUITE_DEVICE, or the best
+):                           # a `torch.device`
+    "A device that exists here; `ValueError` for one that does not."
     import torch
     name = name or os.environ.get("PAPERSUITE_DEVICE")
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name is None: name = "cuda" if has["cuda"] else "cpu"
     kind, _, number = name.partition(":")
-    if not has.get(kind) or not (number or "0").isdigit() or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device {name!r} is not available here; available: {', '.join(k for k, v in has.items() if v)}")
-    return torch.device(name)
+    many = torch.cuda.device_count() if kind == "cuda" else 1
+    if has.get(kind) and (number or "0").isdigit() and int(number or 0) < many: return torch.device(name)
+    available = ", ".join(kind for kind, here in has.items() if here)
+    raise ValueError(f"device {name!r} is not available here; available: {available}")

@@ -39,7 +39,7 @@ def _contiguous(t):
     return torch.as_tensor(t).detach().cpu().contiguous()
 
 def _as_python(fact):
-    "A number or an array of NumPy as JSON knows it; a search over `np.arange` leaves such numbers in settings."
+    "A number or an array of NumPy as JSON knows it: a search over `np.arange` leaves such settings."
     if hasattr(fact, "tolist"): return fact.tolist()
     raise TypeError(f"a fact is {type(fact).__name__}, which JSON cannot hold")
 
