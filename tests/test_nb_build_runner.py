@@ -38,22 +38,29 @@ def test_only_a_notebook_that_takes_its_parameters_is_run():
     def notebook_of(folder, *sources, tag=0):
         cells = [new_code_cell(s) for s in sources]
         if tag is not None: cells[tag].metadata["tags"] = ["parameters"]
-        path = Path(folder)/"90_experiments.ipynb"; nbformat.write(new_notebook(cells=cells), path); return path
+        path = Path(folder)/"90_experiments.ipynb"
+        nbformat.write(new_notebook(cells=cells), path)
+        return path
+    first = "scale = 'smoke'"
     with tempfile.TemporaryDirectory() as d:
-        kept = prepare(notebook_of(d, "scale = 'smoke'", "#| eval: false\n1/0", "#| gpu\n1/0", "2"), {"scale": "laptop"})
-        test_eq([c.source for c in kept.cells if "#| gpu" not in c.source], ["scale = 'smoke'", "2"])
-        test_fail(lambda: prepare(notebook_of(d, "scale = 'smoke'", tag=None), {}), contains="0 cells tagged")
-        test_fail(lambda: prepare(notebook_of(d, "scale = 'smoke'"), {"seed": 1}), contains="does not assign seed")
+        kept = prepare(notebook_of(d, first, "#| eval: false\n1/0", "#| gpu\n1/0", "2"), {"scale": "laptop"})
+        test_eq([c.source for c in kept.cells if "#| gpu" not in c.source], [first, "2"])
+        test_fail(lambda: prepare(notebook_of(d, first, tag=None), {}), contains="0 cells tagged")
+        test_fail(lambda: prepare(notebook_of(d, first), {"seed": 1}), contains="does not assign seed")
 
 
 # nbs/build/00_runner.ipynb #e4436e52
 def test_code_changes_the_fingerprint_and_prose_does_not():
     with tempfile.TemporaryDirectory() as d:
         path = Path(d)/"90_experiments.ipynb"
-        def write(code, prose): nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(code)]), path)
-        write("1", "a"); first = fingerprint(path, {})
-        write("1", "b"); test_eq(fingerprint(path, {}), first); test_ne(fingerprint(path, {"seed": 1}), first)
-        write("2", "a"); test_ne(fingerprint(path, {}), first)
+        def hashed(code, prose, **parameters):
+            cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(code)]
+            nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+            return fingerprint(path, parameters)
+        first = hashed("1", "a")
+        test_eq(hashed("1", "b"), first)
+        test_ne(hashed("1", "a", seed=1), first)
+        test_ne(hashed("2", "a"), first)
 
 
 # nbs/build/00_runner.ipynb #1b8563f0
@@ -75,7 +82,7 @@ def test_a_job_says_where_it_is():
 def test_a_call_that_means_nothing_is_refused_before_work_starts():
     test_fail(lambda: reproduce(["no_such_paper"]), contains="no paper no_such_paper; there are")
     test_fail(lambda: reproduce(scale="huge"), contains="must be one of")
-    test_fail(lambda: reproduce(jobs=0), contains="jobs 1 or more")
+    test_fail(lambda: reproduce(jobs=0), contains="jobs is 0; it must be a whole number of 1 or more")
 
 
 # nbs/build/00_runner.ipynb #7bdc814e

@@ -9,13 +9,23 @@ __all__ = ['FLOORS', 'PROGRESS', 'experiments', 'experiment_name', 'chosen', 'di
            'Result', 'run_job', 'reproduce', 'committed_records', 'problems', 'keep']
 
 # %% ../../nbs/build/00_runner.ipynb #c595f05b
-import ast, hashlib, json, os, re, shutil, sys, threading, time
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from fastcore.basics import patch
+from pathlib import Path
+from ..core.check import seed as check_seed, whole
 from ..core.experiment import read_progress, tell_progress
-from ..core.results import FAILS, UNDECIDED, library_versions, lost_claims, project_root, read_record, write_atomic
+from ..core.results import FAILS, UNDECIDED, library_versions, lost_claims, project_root
+from ..core.results import read_record, write_atomic
 from ..core.scales import check_scale
 
 # %% ../../nbs/build/00_runner.ipynb #88dcee8b
@@ -58,12 +68,20 @@ def prepare(
     import nbformat
     nb = nbformat.read(notebook, as_version=4)
     tagged = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
-    if len(tagged) != 1: raise ValueError(f"{notebook.name} of {notebook.parent.name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
-    assigned = {t.id for s in ast.parse(tagged[0].source).body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)}
-    if unknown := set(parameters) - assigned:
-        raise ValueError(f"the parameters cell of {notebook.parent.name} does not assign {', '.join(sorted(unknown))}; the run would ignore it")
+    name = f"{notebook.parent.name}/{notebook.name}"
+    if len(tagged) != 1:
+        raise ValueError(f"{name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
+    unknown = sorted(set(parameters) - _assigned(tagged[0].source))
+    if unknown:
+        ignored = f"does not assign {', '.join(unknown)}; the run would ignore it"
+        raise ValueError(f"the parameters cell of {name} {ignored}")
     nb.cells = [c for c in nb.cells if c.cell_type != "code" or _runs(directives(c.source))]
     return nb
+
+def _assigned(source: str) -> set:
+    "Names that a cell gives a value to."
+    statements = [s for s in ast.parse(source).body if isinstance(s, ast.Assign)]
+    return {t.id for s in statements for t in s.targets if isinstance(t, ast.Name)}
 
 def _runs(marks: dict) -> bool:
     "Should a cell with these directives be executed here? `gpu` cells run where there is a CUDA device."
@@ -73,16 +91,21 @@ def _runs(marks: dict) -> bool:
     return torch.cuda.is_available()
 
 # %% ../../nbs/build/00_runner.ipynb #e7853b58
-FLOORS = ("core", "kernels", "tensor", "training", "vision", "language", "attacks") # every paper may import them
+FLOORS = ("core", "kernels", "tensor", "training", "vision", "language", "attacks") # that papers import
 
-def fingerprint(notebook: Path, parameters: dict) -> str:
-    "Hash of a notebook's code, the library's code that its paper may import, the parameters, and the versions of the numerical libraries."
+def fingerprint(
+    notebook: Path,
+    parameters: dict, # of the run
+) -> str:             # 64 hexadecimal digits
+    "Hash of a notebook's code, the library below it, the parameters, and the numerical libraries' versions."
     import papersuite
     nb, library = json.loads(Path(notebook).read_text()), Path(papersuite.__file__).parent
     code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    files = [f for package in (*FLOORS, Path(notebook).parent.name) for f in sorted((library/package).glob("**/*.py"))]
+    packages = (*FLOORS, Path(notebook).parent.name)
+    files = [f for package in packages for f in sorted((library/package).glob("**/*.py"))]
     sources = [(f.relative_to(library).as_posix(), f.read_text()) for f in files]
-    return hashlib.sha256(json.dumps([code, sources, parameters, library_versions()], sort_keys=True).encode()).hexdigest()
+    everything = json.dumps([code, sources, parameters, library_versions()], sort_keys=True)
+    return hashlib.sha256(everything.encode()).hexdigest()
 
 # %% ../../nbs/build/00_runner.ipynb #2c6e3182
 @dataclass
@@ -110,20 +133,23 @@ class Result:
 # %% ../../nbs/build/00_runner.ipynb #47624781
 @patch
 def reusable(self: Job) -> dict | None:
-    "The record of an earlier run that nothing has changed since, else None. A corrupt or missing file means None: run again."
+    "The record of an earlier run that nothing has changed since; None without one, or if a file is damaged."
     try:
         run, record = json.loads((self.folder/"run.json").read_text()), read_record(self.folder/"record.json")
-        whole = all((self.folder/f["file"]).exists() for f in record["figures"])
-        return record if whole and run["fingerprint"] == fingerprint(self.notebook, self.parameters) else None
+        complete = all((self.folder/f["file"]).exists() for f in record["figures"])
+        same = run["fingerprint"] == fingerprint(self.notebook, self.parameters)
+        return record if complete and same else None
     except (OSError, ValueError, KeyError): return None
 
 # %% ../../nbs/build/00_runner.ipynb #f61b83ad
 def _staging(folder: Path) -> Path:
     "A fresh staging folder beside `folder`; those of dead processes are removed."
     for old in folder.parent.glob(f".{folder.name}.*"):
-        if old.suffix[1:].isdigit() and not _alive(int(old.suffix[1:])): shutil.rmtree(old, ignore_errors=True)
+        number = old.suffix[1:]
+        if number.isdigit() and not _alive(int(number)): shutil.rmtree(old, ignore_errors=True)
     stage = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True); stage.mkdir(parents=True)
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
     return stage
 
 def _alive(pid: int) -> bool:
@@ -141,22 +167,27 @@ def _swap(stage: Path, folder: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/build/00_runner.ipynb #27eebdf0
-def run_job(job: Job) -> Result:
-    "Execute one prepared notebook in a staging folder and move the whole result into place; an error keeps log and notebook in `<folder>.failed`."
+def run_job(
+    job: Job,
+) -> Result: # with an error, log and notebook are kept in `<folder>.failed`
+    "Execute one prepared notebook in a staging folder, and move the whole result into place."
     start, stage = time.perf_counter(), _staging(job.folder)
     failed = job.folder.with_name(job.folder.name + ".failed")
+    memory = job.folder.parent/f".memory-{job.paper}"
     shutil.rmtree(failed, ignore_errors=True)
     try:
         mark = fingerprint(job.notebook, job.parameters)
-        _execute(job, stage, job.folder.parent/f".memory-{job.paper}"/mark[:16])
+        _execute(job, stage, memory/mark[:16])
         record = read_record(stage/"record.json")
-    except Exception as e: # a notebook may raise anything; the runner reports it and goes on with the others
+    except Exception as error: # a notebook may raise anything; the others still run
         _swap(stage, failed)
-        return Result(job, time.perf_counter() - start, error=f"{type(e).__name__}: {_last_line(e)} (see {failed.name}/log.txt)")
+        words = f"{type(error).__name__}: {_last_line(error)} (see {failed.name}/log.txt)"
+        return Result(job, time.perf_counter() - start, error=words)
     seconds = time.perf_counter() - start
-    write_atomic(stage/"run.json", json.dumps({"fingerprint": mark, "seconds": round(seconds, 1), "parameters": job.parameters}) + "\n")
+    about = {"fingerprint": mark, "seconds": round(seconds, 1), "parameters": job.parameters}
+    write_atomic(stage/"run.json", json.dumps(about) + "\n")
     _swap(stage, job.folder)
-    shutil.rmtree(job.folder.parent/f".memory-{job.paper}", ignore_errors=True)
+    shutil.rmtree(memory, ignore_errors=True)
     return Result(job, seconds, record)
 
 # %% ../../nbs/build/00_runner.ipynb #03282ac0
@@ -167,17 +198,19 @@ def _last_line(e) -> str:
 
 # %% ../../nbs/build/00_runner.ipynb #a78c7ae1
 def _execute(job: Job, stage: Path, memory: Path):
-    "Papermill on the prepared copy, its output in `log.txt`; the kernel learns where to write from its environment."
-    import nbformat, papermill
+    "Papermill on the prepared copy, its output in `log.txt`; its environment tells the kernel what to do."
+    import nbformat
+    import papermill
     from fastcore.xtras import modified_env
     source, nb = stage/"prepared.ipynb", prepare(job.notebook, job.parameters)
     nbformat.write(nb, source)
+    kernel = dict(kernel_name="python3", language="python", extra_arguments=["--IPKernelApp.log_level=ERROR"])
+    shown = dict(progress_bar=False, log_output=True, on_cell_start=_cell_teller(nb))
     with _logged(stage/"log.txt"), modified_env(**_environment(job, stage, memory)):
         try:
             papermill.execute_notebook(
-                str(source), str(stage/"notebook.ipynb"), parameters=job.parameters, cwd=str(job.notebook.parent),
-                kernel_name="python3", language="python", progress_bar=False, log_output=True,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"], on_cell_start=_cell_teller(nb))
+                str(source), str(stage/"notebook.ipynb"), parameters=job.parameters,
+                cwd=str(job.notebook.parent), **kernel, **shown)
         finally:
             source.unlink(missing_ok=True)
             (stage/PROGRESS).unlink(missing_ok=True)
@@ -186,9 +219,9 @@ def _execute(job: Job, stage: Path, memory: Path):
 def _environment(job: Job, stage: Path, memory: Path) -> dict:
     "What the kernel is told by its environment."
     threads = max(1, (os.cpu_count() or 1) // max(1, job.workers))
-    return {"PAPERSUITE_OUT": str(stage), "PAPERSUITE_MEMORY": str(memory), "PAPERSUITE_PROGRESS": str(stage/PROGRESS),
-            "PAPERSUITE_JOBS": str(job.workers), "OMP_NUM_THREADS": str(threads),
-            "PYTHONWARNINGS": "ignore:Persisting input arguments"}
+    places = {"OUT": stage, "MEMORY": memory, "PROGRESS": stage/PROGRESS, "JOBS": job.workers}
+    ours = {f"PAPERSUITE_{name}": str(value) for name, value in places.items()}
+    return ours | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore:Persisting input arguments"}
 
 @contextmanager
 def _logged(path: Path):
@@ -205,8 +238,10 @@ def _cell_teller(nb):
     "A hook for papermill: tells the number of the cell at work and the heading above it."
     places, heading, total = {}, "", sum(c.cell_type == "code" for c in nb.cells)
     for cell in nb.cells:
-        if cell.cell_type == "code": places[cell.id] = {"index": len(places) + 1, "total": total, "heading": heading}
-        elif titles := re.findall(r"^#+ +(.+)$", cell.source, flags=re.M): heading = titles[-1]
+        titles = re.findall(r"^#+ +(.+)$", cell.source, flags=re.M) if cell.cell_type != "code" else []
+        if titles: heading = titles[-1]
+        if cell.cell_type == "code":
+            places[cell.id] = {"index": len(places) + 1, "total": total, "heading": heading}
     def tell(cell, cell_index):
         if cell.id in places: tell_progress(cell=places[cell.id], rows=None)
     return tell
@@ -216,7 +251,7 @@ PROGRESS = "progress.json" # in the staging folder
 
 @patch
 def progress(self: Job) -> dict:
-    "What was told last of a job at work, {} before it has begun; a killed run's staging folder is older than the present one's."
+    "What was told last of a job at work, {} before it has begun. A killed run's folder is an older one."
     files = [f for f in self.folder.parent.glob(f".{self.folder.name}.*/{PROGRESS}")]
     return read_progress(max(files, key=lambda f: f.stat().st_mtime)) if files else {}
 
@@ -237,14 +272,14 @@ def status(self: Job, seconds: float) -> str:
 # %% ../../nbs/build/00_runner.ipynb #90137be0
 def reproduce(
     papers: list[str] = (),   # names of experiments or of packages; none means all
-    scale: str = "smoke",
-    seed: int = 0,            # ≥ 0, passed to the notebooks
+    scale: str = "smoke",     # "smoke", "laptop" or "paper"
+    seed: int = 0,            # from 0 to 2³² − 1, passed to the notebooks
     jobs: int = 2,            # processes
-    out: str | Path | None = None, # default: `_runs` in the checkout
+    out: str | Path | None = None, # of the results; None: `_runs` in the checkout
     force: bool = False,      # run again what has not changed
     report_every: float = 30, # seconds between two lines about progress where there is no terminal
 ) -> list[Result]:
-    "Run the experiments notebooks that need it; raises `ValueError` for an unknown paper, scale, seed or number of jobs."
+    "Run the experiments that need it. `ValueError` for an unknown paper, scale, seed or number of jobs."
     from joblib import Parallel, delayed
     todo = _jobs(papers, scale, seed, jobs, out)
     records = {job.paper: None if force else job.reusable() for job in todo}
@@ -270,7 +305,8 @@ def _shown(run: list[Job], title: str, every: float):
         bar.update()
     def watch():
         while not over.wait(1 if terminal else every):
-            lines = [job.status(time.perf_counter() - start) for job in run if job.paper not in ended and job.progress()]
+            at_work = [job for job in run if job.paper not in ended and job.progress()]
+            lines = [job.status(time.perf_counter() - start) for job in at_work]
             if terminal: bar.set_postfix_str(" | ".join(lines))
             else: print(*lines, sep="\n", file=sys.stderr, flush=True)
     thread = threading.Thread(target=watch, daemon=True)
@@ -287,13 +323,17 @@ def _jobs(papers, scale, seed, jobs, out) -> list[Job]:
     root, check = project_root(), check_scale(scale)
     known = experiments(root)
     names = chosen(papers, known)
-    if seed < 0 or jobs < 1: raise ValueError(f"seed is {seed} and jobs is {jobs}; seed must be 0 or more, jobs 1 or more")
+    check_seed("seed", seed)
+    whole("jobs", jobs, 1)
     out = Path(out).resolve() if out else root/"_runs"
     return [Job(name, known[name], check, seed, out/scale/name) for name in names]
 
 # %% ../../nbs/build/00_runner.ipynb #96a8e054
-def committed_records(root: Path | None = None, scale: str | None = None) -> list[dict]:
-    "The records under `data/results`, all scales or one, by paper; `ValueError` for one that lies in another's place."
+def committed_records(
+    root: Path | None = None,  # of the checkout; None: the one that holds the present folder
+    scale: str | None = None,  # None: all of them
+) -> list[dict]:               # by experiment
+    "The records under `data/results`. `ValueError` for one that lies in another's place."
     folder = (root or project_root())/"data"/"results"
     paths = sorted(folder.glob(f"*/{scale or '*'}.json"))
     return [_in_its_place(read_record(p), p) for p in paths]
@@ -301,13 +341,18 @@ def committed_records(root: Path | None = None, scale: str | None = None) -> lis
 def _in_its_place(record: dict, path: Path) -> dict:
     "The record, if folder and file are named after its paper and scale."
     if (record["paper"], record["scale"]) == (path.parent.name, path.stem): return record
-    raise ValueError(f"{path} is a record of {record['paper']} at {record['scale']} scale; it lies in the wrong place")
+    found = f"{record['paper']} at {record['scale']} scale"
+    raise ValueError(f"{path} is a record of {found}; it lies in the wrong place")
 
-def problems(results: list[Result], root: Path | None = None) -> list[str]:
-    "One sentence per failed notebook and per claim that held in the committed record of the same scale and does not now."
+# %% ../../nbs/build/00_runner.ipynb #220bef3b
+def problems(
+    results: list[Result],
+    root: Path | None = None, # of the checkout; None: the one that holds the present folder
+) -> list[str]:
+    "A sentence per failed notebook, and per claim that held in the committed record and does not now."
     old = {(r["paper"], r["scale"]): r for r in committed_records(root)}
     out = [f"{r.job.paper} failed: {r.error}" for r in results if r.error]
-    for r in (r for r in results if r.record):
+    for r in [r for r in results if r.record]:
         lost = lost_claims(r.record, old.get((r.job.paper, r.job.scale), {"claims": []}))
         out += [f"claim {key} held in the committed record {_now(verdict)}" for key, verdict in lost.items()]
     return out
@@ -316,12 +361,16 @@ def _now(verdict: str | None) -> str:
     "What has become of a claim that held."
     if verdict is None: return "and is gone now"
     if verdict == FAILS: return "and does not hold now"
-    if verdict == UNDECIDED: return "and is undecided now; if that is right, commit the new record with the reason"
+    advice = "if that is right, commit the new record with the reason"
+    if verdict == UNDECIDED: return f"and is undecided now; {advice}"
     return f"and is {verdict} now"
 
 # %% ../../nbs/build/00_runner.ipynb #ebafdf76
-def keep(result: Result, root: Path | None = None):
-    "Commit-ready copies of one run: record always; figures and notebook outputs at `laptop` scale, the scale of the site."
+def keep(
+    result: Result,
+    root: Path | None = None, # of the checkout; None: the one that holds the present folder
+):
+    "Copies of a run for committing: the record; at `laptop` scale figures and notebook outputs, too."
     root, job = root or project_root(), result.job
     write_atomic(root/"data"/"results"/job.paper/f"{job.scale}.json", (job.folder/"record.json").read_bytes())
     if job.scale != "laptop": return
@@ -331,10 +380,11 @@ def keep(result: Result, root: Path | None = None):
     _keep_outputs(job)
 
 def _keep_outputs(job: Job):
-    "Move the outputs of the executed copy into the source notebook, cell by cell (by id; a cell that was not run keeps its own), then let nbdev clean it."
+    "Move outputs of the executed copy into the source notebook; a cell that was not run keeps its own."
     import nbformat
     from nbdev.clean import nbdev_clean
-    executed = {c.id: c for c in nbformat.read(job.folder/"notebook.ipynb", as_version=4).cells if c.cell_type == "code"}
+    copy = nbformat.read(job.folder/"notebook.ipynb", as_version=4)
+    executed = {c.id: c for c in copy.cells if c.cell_type == "code"}
     nb = nbformat.read(job.notebook, as_version=4)
     for c in nb.cells:
         if c.cell_type == "code" and c.id in executed: c.outputs = executed[c.id].outputs
