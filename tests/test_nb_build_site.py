@@ -11,21 +11,27 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/build/04_site.ipynb #cb42e317
 def test_a_page_has_no_number():
-    test_eq([page_name(n) for n in ("core/01_results.ipynb", "index.ipynb", "x/03b_two_2.ipynb")], ["core/results", "index", "x/two_2"])
+    notebooks = "core/01_results.ipynb", "index.ipynb", "x/03b_two_2.ipynb"
+    test_eq([page_name(n) for n in notebooks], ["core/results", "index", "x/two_2"])
 
 
 # nbs/build/04_site.ipynb #c5b4f93c
 def test_the_readme_is_the_front_notebook():
+    markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    links = markdown("# T\n[b](a/00_b.ipynb) [web](https://example.org)")
+    front = nbformat.v4.new_notebook(cells=[links, code("#| export\n1 + 1"), markdown(GALLERY)])
     with tempfile.TemporaryDirectory() as d:
-        root = Path(d); (root/"nbs/a").mkdir(parents=True); (root/"nbs/a/00_b.ipynb").touch()
-        markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-        cells = [markdown("# T\n[b](a/00_b.ipynb) [web](https://example.org)"), code("#| export\n1 + 1"), markdown(GALLERY)]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), root/"nbs/index.ipynb")
-        lab = Experiment("a", "smoke", [0], folder=root); lab.claim("X", "it is so", "m", [0.], Rule("within", 1)); lab.finish()
-        (root/"data/results/a").mkdir(parents=True); (root/"record.json").rename(root/"data/results/a/smoke.json")
+        root = Path(d)
+        for folder in ("nbs/a", "data/results/a"): (root/folder).mkdir(parents=True)
         (root/"nbs/a/00_b.ipynb").write_text('{"cells": [{"source": ["# The paper"]}]}')
+        nbformat.write(front, root/"nbs/index.ipynb")
+        lab = Experiment("a", "smoke", [0], folder=root)
+        lab.claim("X", "it is so", "m", [0.], Rule("within", 1))
+        lab.finish()
+        (root/"record.json").rename(root/"data/results/a/smoke.json")
         text = readme(root)
-    for part in ("# T\n[b](nbs/a/00_b.ipynb) [web](https://example.org)", "```python\n1 + 1\n```", "| The paper (smoke) | **a.X** it is so |", "✓ holds |"):
+    assert "# T\n[b](nbs/a/00_b.ipynb) [web](https://example.org)" in text
+    for part in ("```python\n1 + 1\n```", "| The paper (smoke) | **a.X** it is so |", "✓ holds |"):
         assert part in text, part
 
 
@@ -36,12 +42,17 @@ def test_a_broken_link_stops_the_build_and_keeps_the_old_pages():
         here = project_root()
         for name in ("settings.ini", "nbs/_static", "nbs/_templates"):
             copy = shutil.copytree if (here/name).is_dir() else shutil.copy
-            if not (folder/name).exists(): (folder/name).parent.mkdir(exist_ok=True); copy(here/name, folder/name)
+            if (folder/name).exists(): continue
+            (folder/name).parent.mkdir(exist_ok=True)
+            copy(here/name, folder/name)
         (folder/"_quarto.yml").write_text("website: {sidebar: {contents: [index.ipynb]}}")
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), folder/"nbs/index.ipynb")
+        front = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        nbformat.write(front, folder/"nbs/index.ipynb")
         return folder
     with tempfile.TemporaryDirectory() as d:
-        page = build_site(project(Path(d), "# One page\n\n$$a = \\begin{cases}b\\\\c\\end{cases} \\tag{1}$$"))
+        equation = "$$a = \\begin{cases}b\\\\c\\end{cases} \\tag{1}$$"
+        page = build_site(project(Path(d), f"# One page\n\n{equation}"))
         assert "tag{1}" in page.read_text() and "split" not in page.read_text()
-        test_fail(lambda: build_site(project(Path(d), "# Two\n\n[nowhere](nowhere.md)")), exc=RuntimeError, contains="nowhere.md")
+        two = project(Path(d), "# Two\n\n[nowhere](nowhere.md)")
+        test_fail(lambda: build_site(two), exc=RuntimeError, contains="nowhere.md")
         assert "One page" in page.read_text()

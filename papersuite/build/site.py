@@ -10,19 +10,28 @@ __all__ = ['MARKS', 'NOTHING', 'ASKED', 'WIDE', 'GALLERY', 'navigation', 'page_n
            'build_site']
 
 # %% ../../nbs/build/04_site.ipynb #4e45bbf9
-import json, posixpath, re, shutil, subprocess, sys, tempfile
+import json
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from configparser import ConfigParser
-from pathlib import Path
 from .reference import Symbol, read_library
-from ..core.results import FAILS, HOLDS, UNDECIDED, UNTESTED, evidence_text, read_record, write_atomic
 from .runner import committed_records, directives, experiments
+from ..core.results import FAILS, HOLDS, UNDECIDED, UNTESTED, evidence_text, read_record
+from ..core.results import write_atomic
+from pathlib import Path
 
 # %% ../../nbs/build/04_site.ipynb #74bc61bf
-def navigation(root: Path) -> dict[str, list[str]]:
-    "Section -> its notebooks (paths below nbs/), as `_quarto.yml` lists them; pages outside a section stand under ''."
+def navigation(
+    root: Path, # of the checkout
+) -> dict[str, list[str]]: # section -> its notebooks, paths below nbs/; '': pages outside a section
+    "The table of contents, as `_quarto.yml` lists it."
     import yaml
-    sections = {"": []}
-    for item in yaml.safe_load((root/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]:
+    sections, settings = {"": []}, yaml.safe_load((root/"_quarto.yml").read_text())
+    for item in settings["website"]["sidebar"]["contents"]:
         if isinstance(item, str): sections[""].append(item)
         else: sections[item["section"]] = list(item["contents"])
     return sections
@@ -34,7 +43,7 @@ def page_name(notebook: str) -> str:
 
 # %% ../../nbs/build/04_site.ipynb #9c7e4c71
 def _relink(text: str, root: Path, folder: str, target) -> str:
-    "Rewrite the links of `text`, which stands in `folder`: `target` maps a path in the checkout to what the link becomes."
+    "Rewrite the links of `text`, which stands in `folder`: `target` maps a path to what the link becomes."
     def link(m):
         path = posixpath.normpath(posixpath.join(folder, m[1]))
         return f"]({target(path)}{m[2] or ''})" if (root/path).exists() else m[0]
@@ -61,52 +70,77 @@ class Site:
     "The pages that there are, the library they describe, and where each is found."
     def __init__(self, root: Path):
         self.root, self.url, self.library = root, repository(root), read_library(root)
-        self.sections = {s: [n for n in nbs if (root/"nbs"/n).exists()] for s, nbs in navigation(root).items()}
-        self.essays = {page_name(n).replace("/", "."): page_name(n) for nbs in self.sections.values() for n in nbs}
-        top = [s for _, symbols in self.library.values() for s in symbols]
-        self.by_cell = {}
-        for s in (x for s in top for x in (s, *s.members)): self.by_cell.setdefault(s.cell, []).append(s)
-        top = [s for s in top if s.kind != "alias"]
-        names = [s.name for s in top]
-        self.known = {s.name: s.full for s in top if names.count(s.name) == 1 and s.module != "build.cli" and not (root/"nbs"/s.name).is_dir()}
+        there = lambda names: [n for n in names if (root/"nbs"/n).exists()]
+        self.sections = {section: there(names) for section, names in navigation(root).items()}
+        pages = [page_name(n) for names in self.sections.values() for n in names]
+        self.essays = {page.replace("/", "."): page for page in pages}
+        self.by_cell, top = {}, [s for _, symbols in self.library.values() for s in symbols]
+        for symbol in [x for s in top for x in (s, *s.members)]:
+            self.by_cell.setdefault(symbol.cell, []).append(symbol)
+        self.known = _linked(root, [s for s in top if s.kind != "alias"])
+
+# %% ../../nbs/build/04_site.ipynb #fc5c68f2
+def _linked(root: Path, symbols: list) -> dict: # name -> full name
+    "Names that lead to the reference."
+    names = [s.name for s in symbols]
+    def unmistakable(s):
+        package = (root/"nbs"/s.name).is_dir()
+        return names.count(s.name) == 1 and s.module != "build.cli" and not package
+    return {s.name: s.full for s in symbols if unmistakable(s)}
 
 # %% ../../nbs/build/04_site.ipynb #21b6ac9a
 def _markdown(text: str, site: Site, folder: str) -> str:
     "Prose of a notebook as MyST: links point to pages, names in backticks to the reference."
     text = _relink(text, site.root, folder, _site_link(site.root))
-    name = lambda m: f"{{py:obj}}`{m[1]} <{site.known[m[1]]}>`" if m[1] in site.known else m[0]
-    fenced = re.split(r"(^```.*?^```|^#.*?$)", text, flags=re.S | re.M)
-    return "".join(p if i % 2 else re.sub(r"(?<![`\[}\w])`(\w+)(?:\(\))?`(?![`\]])", name, p) for i, p in enumerate(fenced))
+    def link(m): return f"{{py:obj}}`{m[1]} <{site.known[m[1]]}>`" if m[1] in site.known else m[0]
+    quoted = re.compile(r"(?<![`\[}\w])`(\w+)(?:\(\))?`(?![`\]])")
+    fenced = re.split(r"(^```.*?^```|^#.*?$)", text, flags=re.S | re.M) # code and headings: every second part
+    return "".join(part if i % 2 else quoted.sub(link, part) for i, part in enumerate(fenced))
 
 # %% ../../nbs/build/04_site.ipynb #0614efef
 def _caption(d: dict, symbols: list[Symbol], depth: int) -> str:
-    "The line above a code cell, '' for a cell that is neither test nor definition; `depth` is the number of folders above the page."
+    "The line above a code cell that tests or defines something, else ''; `depth`: folders above the page."
     if "test" in d: return f'<div class="cell-caption test"><b>Test</b> {d["test"].replace("_", " ")}</div>'
-    link = lambda s: f'<a id="def-{s.full}" href="{"../" * depth}{s.page}.html#{s.full}">{s.full.removeprefix(f"papersuite.{s.module}.")}</a>'
-    return f'<div class="cell-caption">in the library: {", ".join(map(link, symbols))}</div>' if symbols else ""
+    if not symbols: return ""
+    def link(s):
+        name, place = s.full.removeprefix(f"papersuite.{s.module}."), "../" * depth + s.page
+        return f'<a id="def-{s.full}" href="{place}.html#{s.full}">{name}</a>'
+    return f'<div class="cell-caption">in the library: {", ".join(map(link, symbols))}</div>'
 
 # %% ../../nbs/build/04_site.ipynb #84c16c7f
-def essay(notebook: str, site: Site):
-    "A notebook (path below nbs/) as the page Sphinx reads: outputs as recorded, directives turned into captions."
+def essay(
+    notebook: str, # path below nbs/
+    site: Site,
+):                 # a notebook
+    "The page that Sphinx reads: outputs as recorded, directives turned into captions."
     from nbdev.process import NBProcessor
     import nbformat
-    cells, depth = [], notebook.count("/")
-    for c in NBProcessor(site.root/"nbs"/notebook).nb.cells:
-        d, source = c.directives_, re.sub(r"^#\|.*\n?", "", c.source, flags=re.M).strip("\n")
-        if c.cell_type == "markdown": cells.append(nbformat.v4.new_markdown_cell(_markdown(c.source, site, posixpath.dirname(f"nbs/{notebook}"))))
-        elif c.cell_type == "code" and source and "hide" not in d:
-            if caption := _caption(d, site.by_cell.get(c.id, []), depth): cells.append(nbformat.v4.new_markdown_cell(caption))
-            tags = [t for t in ("export", "test") if t in d]
-            cells.append(nbformat.v4.new_code_cell(source, outputs=nbformat.from_dict(c.outputs), metadata={"tags": tags}))
+    cells = [new for c in NBProcessor(site.root/"nbs"/notebook).nb.cells for new in _shown(c, notebook, site)]
     if notebook != "index.ipynb": cells.append(nbformat.v4.new_markdown_cell(_run_it(notebook, site)))
-    return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}})
+    language = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    return nbformat.v4.new_notebook(cells=cells, metadata=language)
+
+# %% ../../nbs/build/04_site.ipynb #5d1d4ac9
+def _shown(cell, notebook: str, site: Site) -> list:
+    "What a reader sees of a cell."
+    from nbformat import from_dict
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+    if cell.cell_type == "markdown":
+        return [new_markdown_cell(_markdown(cell.source, site, posixpath.dirname(f"nbs/{notebook}")))]
+    marks, source = cell.directives_, re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
+    if cell.cell_type != "code" or not source or "hide" in marks: return []
+    caption = _caption(marks, site.by_cell.get(cell.id, []), notebook.count("/"))
+    tags = {"tags": [t for t in ("export", "test") if t in marks]}
+    code = new_code_cell(source, outputs=from_dict(cell.outputs), metadata=tags)
+    return [new_markdown_cell(caption), code] if caption else [code]
 
 # %% ../../nbs/build/04_site.ipynb #4c7f4d70
 def _run_it(notebook: str, site: Site) -> str:
     "The last lines of an essay: how to have it run."
-    return (f":::{{div}} run-it\n**Run it yourself.** {{download}}`Download this notebook </notebooks/{notebook}>`, "
-            "or type `make lab` in a checkout to open all of them. "
-            f"[On the repository's page]({site.url}/nbs/{notebook})\n:::\n")
+    download = f"{{download}}`Download this notebook </notebooks/{notebook}>`"
+    lab = "or type `make lab` in a checkout to open all of them."
+    page = f"[On the repository's page]({site.url}/nbs/{notebook})"
+    return f":::{{div}} run-it\n**Run it yourself.** {download}, {lab} {page}\n:::\n"
 
 # %% ../../nbs/build/04_site.ipynb #a46d266b
 def _escape(text: str) -> str:
@@ -119,43 +153,64 @@ def _links(s: Symbol, site: Site) -> str:
     "From a symbol to the cell that explains it and to its source."
     essay = site.essays.get(s.module)
     there = f'<a href="../{essay}.html#def-{s.full}">shown in the notebook</a> · ' if essay and s.cell else ""
-    return f'<div class="source">{there}<a href="{site.url}/papersuite/{s.module.replace(".", "/")}.py#L{s.line}">source</a></div>'
+    file = f"{site.url}/papersuite/{s.module.replace('.', '/')}.py"
+    return f'<div class="source">{there}<a href="{file}#L{s.line}">source</a></div>'
 
 # %% ../../nbs/build/04_site.ipynb #de03298f
 def _entry(s: Symbol, site: Site, depth=0) -> str:
     "One symbol as a directive: signature, text, parameters, links."
     if s.kind == "alias": return f'<span id="{s.full}"></span>`{s.name}` is {{py:obj}}`{s.signature}`.\n'
-    fence, name = ":" * (5 - depth), s.name
-    if s.kind == "data": # quoted, since a colon or a brace means something else to MyST
-        value = s.signature if len(s.signature) < 100 else s.signature[:97] + "..."
-        head = [name, f":value: {json.dumps(value, ensure_ascii=False)}"]
-    elif s.kind == "property": head = [name, *(f":type: {t}" for t in s.signature.split(" -> ")[1:])]
-    else: head = [name + s.signature]
+    fence, head = ":" * (5 - depth), _head(s)
     fields = [f":param {k}: {_escape(v)}" for k, v in s.comments.items() if k != "return"]
-    fields += [f":returns: {_escape(s.comments['return'])}"] if "return" in s.comments else []
+    if "return" in s.comments: fields.append(f":returns: {_escape(s.comments['return'])}")
     body = [_escape(s.text), "", *fields, "", _links(s, site), ""]
-    return "\n".join([f"{fence}{{py:{s.kind}}} {head[0]}", *head[1:], "", *body, *(_entry(m, site, 1) for m in s.members), fence, ""])
+    members = [_entry(m, site, 1) for m in s.members]
+    return "\n".join([f"{fence}{{py:{s.kind}}} {head[0]}", *head[1:], "", *body, *members, fence, ""])
+
+# %% ../../nbs/build/04_site.ipynb #62f79b1b
+def _head(s: Symbol) -> list[str]:
+    "What stands behind the name of the directive, and its options."
+    if s.kind == "property": return [s.name, *(f":type: {t}" for t in s.signature.split(" -> ")[1:])]
+    if s.kind != "data": return [s.name + s.signature]
+    value = s.signature if len(s.signature) < 100 else s.signature[:97] + "..."
+    quoted = json.dumps(value, ensure_ascii=False) # a colon or a brace means something else to MyST
+    return [s.name, f":value: {quoted}"]
 
 # %% ../../nbs/build/04_site.ipynb #f536050b
-def reference(site: Site) -> dict[str, str]:
-    "Page -> MyST text: one page per module, and the list of them."
+def reference(
+    site: Site,
+) -> dict[str, str]: # page -> MyST text
+    "One page per module, and the list of them."
     shown = {m: (summary, symbols) for m, (summary, symbols) in site.library.items() if symbols}
-    pages = {f"api/{m}": f"# papersuite.{m}\n> {_escape(summary)}\n\n```{{py:module}} papersuite.{m}\n```\n\n" + "\n".join(_entry(s, site) for s in symbols)
-             for m, (summary, symbols) in shown.items()}
-    names = lambda symbols: ", ".join(f"{{py:obj}}`{s.name} <{s.signature if s.kind == 'alias' else s.full}>`" for s in symbols)
-    rows = "\n".join(f"[papersuite.{m}]({m}.md)\n: {_escape(summary)}<br>{names(symbols)}\n" for m, (summary, symbols) in shown.items())
-    text = f"# Reference\n> Every public name, read from the exported modules. All names are also in the {{ref}}`index <genindex>`.\n\n{rows}\n"
-    modules = "\n".join(m for m in shown)
-    return pages | {"api/index": f"{text}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{modules}\n```\n"}
+    pages = {f"api/{m}": _module_page(m, *parts, site) for m, parts in shown.items()}
+    rows = "\n".join(_module_row(m, *parts) for m, parts in shown.items())
+    every = "Every public name, read from the exported modules. All are also in the {ref}`index <genindex>`."
+    tree = "```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(shown) + "\n```\n"
+    return pages | {"api/index": f"# Reference\n> {every}\n\n{rows}\n\n{tree}"}
+
+def _module_page(module: str, summary: str, symbols: list, site: Site) -> str:
+    "The page of a module."
+    head = f"# papersuite.{module}\n> {_escape(summary)}\n\n```{{py:module}} papersuite.{module}\n```\n\n"
+    return head + "\n".join(_entry(s, site) for s in symbols)
+
+def _module_row(module: str, summary: str, symbols: list) -> str:
+    "A module in the list: its summary and its names."
+    target = lambda s: s.signature if s.kind == "alias" else s.full
+    names = ", ".join(f"{{py:obj}}`{s.name} <{target(s)}>`" for s in symbols)
+    return f"[papersuite.{module}]({module}.md)\n: {_escape(summary)}<br>{names}\n"
 
 # %% ../../nbs/build/04_site.ipynb #b107eb37
-MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "◐"), UNTESTED: ("untested", "○")}
+MARKS = {
+    HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "◐"), UNTESTED: ("untested", "○")}
 
 NOTHING = "*No results are recorded yet.*\n"
 
-def shown_records(root: Path) -> list[dict]:
-    "One record per paper: the one at `laptop` scale, else at `smoke` scale."
-    return list({r["paper"]: r for scale in ("smoke", "laptop") for r in committed_records(root, scale)}.values())
+def shown_records(
+    root: Path, # of the checkout
+) -> list[dict]:
+    "One record per experiment: the one at `laptop` scale, else at `smoke` scale."
+    records = [r for scale in ("smoke", "laptop") for r in committed_records(root, scale)]
+    return list({r["paper"]: r for r in records}.values())
 
 # %% ../../nbs/build/04_site.ipynb #80e01eae
 def _verdict(verdict: str, n: int | None = None) -> str:
@@ -173,7 +228,8 @@ ASKED = {"paper": "What the paper claims", "us": "What we also asked"}
 
 def _by_asker(claims: list[dict]) -> dict[str, list[dict]]:
     "The claims under each heading of `ASKED`, empty groups left out."
-    groups = {title: [c for c in claims if c.get("asked_by", "paper") == who] for who, title in ASKED.items()}
+    asked = lambda who: [c for c in claims if c.get("asked_by", "paper") == who]
+    groups = {title: asked(who) for who, title in ASKED.items()}
     return {title: group for title, group in groups.items() if group}
 
 def _tallies(claims: list[dict]) -> str:
@@ -182,7 +238,7 @@ def _tallies(claims: list[dict]) -> str:
 
 # %% ../../nbs/build/04_site.ipynb #e21364e5
 def _title(root: Path, name: str) -> str:
-    "Title of an experiment: that of its paper's first notebook, or its own if it is not the paper's first experiment."
+    "Title of an experiment: that of its paper's first notebook; its own if it is not the paper's first one."
     found = _first_notebook(root, name)
     if not found: return name
     heading = "".join(json.loads(found.read_text())["cells"][0]["source"]).split("\n")[0]
@@ -195,60 +251,110 @@ def _first_notebook(root: Path, name: str) -> Path | None:
     return next(iter(sorted((root/"nbs"/name).glob("*.ipynb"))), None)
 
 # %% ../../nbs/build/04_site.ipynb #6aae6149
-def gallery(site: Site) -> str:
+def gallery(
+    site: Site,
+) -> str: # MyST
     "A card per paper: a figure, its caption, the verdicts."
-    cards = []
-    for r in shown_records(site.root):
-        first, title = _first_notebook(site.root, r["paper"]), _title(site.root, r["paper"])
-        page = first and first.relative_to(site.root/"nbs").as_posix()
-        if page in sum(site.sections.values(), []): title = f"[{title}](/{page_name(page)}.ipynb)"
-        figure = next((f for f in r["figures"] if (site.root/"data/figures"/r["paper"]/Path(f["file"]).name).exists()), None)
-        image = f"![{_escape(figure['caption'])}](/{r['paper']}/{Path(figure['file']).name})\n\n{_escape(figure['caption'])}\n" if figure else ""
-        more = f"[every claim with its numbers](/scoreboard.md#{r['paper'].replace('_', '-')})"
-        cards.append(f":::{{grid-item-card}} {title}\n{image}\n{_tallies(r['claims'])}\n\n{r['scale']} scale, {len(r['seeds'])} seeds · {more}\n:::\n")
+    cards = [_card(r, site) for r in shown_records(site.root)]
+    if not cards: return NOTHING
     wide = min(2, len(cards))
-    return f"::::{{grid}} 1 1 {wide} {wide}\n:gutter: 3\n\n" + "\n".join(cards) + "::::\n" if cards else NOTHING
+    return f"::::{{grid}} 1 1 {wide} {wide}\n:gutter: 3\n\n" + "\n".join(cards) + "::::\n"
+
+def _card(r: dict, site: Site) -> str:
+    "A record as a card."
+    title, image = _title(site.root, r["paper"]), ""
+    page = _first_page(r["paper"], site)
+    if page: title = f"[{title}](/{page}.ipynb)"
+    figure = _first_figure(r, site.root)
+    if figure:
+        caption = _escape(figure["caption"])
+        image = f"![{caption}](/{r['paper']}/{Path(figure['file']).name})\n\n{caption}\n"
+    more = f"[every claim with its numbers](/scoreboard.md#{r['paper'].replace('_', '-')})"
+    size = f"{r['scale']} scale, {len(r['seeds'])} seeds"
+    return f":::{{grid-item-card}} {title}\n{image}\n{_tallies(r['claims'])}\n\n{size} · {more}\n:::\n"
+
+# %% ../../nbs/build/04_site.ipynb #57315512
+def _first_page(name: str, site: Site) -> str | None:
+    "The page where a reader of an experiment begins, if it is in the table of contents."
+    found = _first_notebook(site.root, name)
+    notebook = found and found.relative_to(site.root/"nbs").as_posix()
+    return page_name(notebook) if notebook in sum(site.sections.values(), []) else None
+
+def _first_figure(record: dict, root: Path) -> dict | None:
+    "The first figure of a record whose file is committed."
+    folder = root/"data/figures"/record["paper"]
+    return next((f for f in record["figures"] if (folder/Path(f["file"]).name).exists()), None)
 
 # %% ../../nbs/build/04_site.ipynb #6c4caf1b
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n" # a page of tables needs the width
 
 def _claim_rows(record: dict, here: dict | None = None) -> str:
     "Claims as a MyST table; with a second record (`here`), what each says side by side."
-    note = lambda text: f'<br><span class="note">{_escape(text)}</span>' if text else ""
-    result = lambda c: f"{_verdict(c['verdict'])}<br>{_escape(c['figure'])}" + note(evidence_text(c)) if c else "not run"
     mine = {c["key"]: c for c in here["claims"]} if here else {}
-    heads, rows = ["Claim", "Committed", "Here", "Rule"] if here else ["Claim", "Measured", "In the paper", "Verdict"], []
-    for c in record["claims"]:
-        claim, rule = f'**{_escape(c["key"])}** {_escape(c["statement"])}{note(c.get("note"))}', c["rule"]["text"]
-        if here: cells = [claim, result(c) + note(c["measure"]), result(mine.get(c["key"])), _escape(rule)]
-        else: cells = [claim, _escape(c["figure"]) + note(c["measure"]), _escape(c.get("published") or "–"),
-                       _verdict(c["verdict"]) + note(evidence_text(c)) + note(f"rule: {rule}")]
-        rows.append("| " + " | ".join(x.replace("\n", " ") for x in cells) + " |")
-    return "\n".join([f":::{{div}} claims{' two' if here else ''}", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads), *rows, ":::", ""])
+    alone, both = ["Measured", "In the paper", "Verdict"], ["Committed", "Here", "Rule"]
+    heads = ["Claim", *(both if here else alone)]
+    rows = [_both(c, mine.get(c["key"])) if here else _alone(c) for c in record["claims"]]
+    line = lambda cells: "| " + " | ".join(x.replace("\n", " ") for x in cells) + " |"
+    table = [line(heads), "|" + " --- |" * len(heads), *map(line, rows)]
+    return "\n".join([f":::{{div}} claims{' two' if here else ''}", *table, ":::", ""])
+
+def _note(text: str | None) -> str:
+    "A smaller line below, '' for no text."
+    return f'<br><span class="note">{_escape(text)}</span>' if text else ""
+
+# %% ../../nbs/build/04_site.ipynb #6d4560c1
+def _alone(c: dict) -> list[str]:
+    "Statement, figure, the paper's figure, verdict."
+    measured = _escape(c["figure"]) + _note(c["measure"])
+    verdict = _verdict(c["verdict"]) + _note(evidence_text(c)) + _note(f"rule: {c['rule']['text']}")
+    return [_statement(c), measured, _escape(c.get("published") or "–"), verdict]
+
+def _both(c: dict, here: dict | None) -> list[str]:
+    "Statement, verdict and figure of either record, rule."
+    def result(claim):
+        if not claim: return "not run"
+        return f"{_verdict(claim['verdict'])}<br>{_escape(claim['figure'])}" + _note(evidence_text(claim))
+    return [_statement(c), result(c) + _note(c["measure"]), result(here), _escape(c["rule"]["text"])]
+
+def _statement(c: dict) -> str:
+    "Key, statement and note of a claim."
+    return f'**{_escape(c["key"])}** {_escape(c["statement"])}{_note(c.get("note"))}'
 
 # %% ../../nbs/build/04_site.ipynb #11ce23f6
 def _circumstances(r: dict) -> str:
     "What produced a record, in a line."
     m, torch = r["machine"], r["versions"].get("torch", "not installed")
     on = f"{m.get('cores')} cores ({_escape(str(m.get('gpu') or m.get('cpu')))})"
-    return f"{r['scale']} scale, seeds {', '.join(map(str, r['seeds']))}; {r['wall_time_s']:.0f} s on {on}, torch {torch}; {r['created'][:10]}.\n"
+    seeds, took = ", ".join(map(str, r["seeds"])), f"{r['wall_time_s']:.0f} s on {on}, torch {torch}"
+    return f"{r['scale']} scale, seeds {seeds}; {took}; {r['created'][:10]}.\n"
 
 # %% ../../nbs/build/04_site.ipynb #93527815
-def scoreboard(site: Site) -> str:
+def scoreboard(
+    site: Site,
+) -> str: # MyST
     "The page of all claims."
     records = shown_records(site.root)
-    head = "# Scoreboard\n> Every measurable sentence of an abstract, what we measured, and the verdict that a rule written beforehand reaches.\n"
-    tables = lambda r: "\n".join(f"### {title}\n\n{_claim_rows(r | {'claims': group})}" for title, group in _by_asker(r["claims"]).items())
-    body = [f"({r['paper']})=\n## {_title(site.root, r['paper'])}\n\n{_circumstances(r)}\n{tables(r)}" for r in records]
-    rule = "How a rule decides is written on [](/core/results.ipynb).\n" if "core.results" in site.essays else ""
-    return "\n".join([WIDE + head, _tallies([c for r in records for c in r["claims"]]), "", *(body or [NOTHING]), rule])
+    verdict = "the verdict that a rule written beforehand reaches"
+    what = f"Every measurable sentence of an abstract, what we measured, and {verdict}."
+    explained = "core.results" in site.essays
+    rule = "How a rule decides is written on [](/core/results.ipynb).\n" if explained else ""
+    count = _tallies([c for r in records for c in r["claims"]])
+    body = [_board(r, site.root) for r in records] or [NOTHING]
+    return "\n".join([f"{WIDE}# Scoreboard\n> {what}\n", count, "", *body, rule])
+
+def _board(r: dict, root: Path) -> str:
+    "The claims of a record, the paper's own first."
+    groups = _by_asker(r["claims"]).items()
+    tables = "\n".join(f"### {title}\n\n{_claim_rows(r | {'claims': group})}" for title, group in groups)
+    return f"({r['paper']})=\n## {_title(root, r['paper'])}\n\n{_circumstances(r)}\n{tables}"
 
 # %% ../../nbs/build/04_site.ipynb #e69acd90
 def _runs(root: Path) -> list[tuple[Path, dict]]:
     "Folder and record of every finished run below _runs/; an unreadable record is no finished run."
     found = []
     for path in sorted((root/"_runs").glob("[!.]*/[!.]*/record.json")):
-        try: found += [(path.parent, read_record(path))] if "." not in path.parent.name else []
+        if "." in path.parent.name: continue
+        try: found.append((path.parent, read_record(path)))
         except ValueError: continue
     return found
 
@@ -260,17 +366,21 @@ def your_run(site: Site) -> str:
     for folder, r in _runs(site.root):
         old = committed.get((r["paper"], r["scale"])) or shown.get(r["paper"]) or r
         title = f"## {_title(site.root, r['paper'])}, {r['scale']} scale\n"
-        parts += [title, f"Here: {_circumstances(r)}", f"Committed: {_circumstances(old)}", _claim_rows(old, r)]
+        parts += [title, f"Here: {_circumstances(r)}", f"Committed: {_circumstances(old)}"]
+        parts.append(_claim_rows(old, r))
         parts += [_side_by_side(site.root, r, f) for f in r["figures"] if (folder/f["file"]).exists()]
-    return "\n".join([f"{WIDE}# Your run\n> What this machine regenerated, beside what is committed.\n", *parts]) if parts else ""
+    head = f"{WIDE}# Your run\n> What this machine regenerated, beside what is committed.\n"
+    return "\n".join([head, *parts]) if parts else ""
 
 # %% ../../nbs/build/04_site.ipynb #b27bb521
 def _side_by_side(root: Path, record: dict, figure: dict) -> str:
     "A regenerated figure and, where there is one, the committed figure of the same name."
     name, caption = Path(figure["file"]).name, _escape(figure["caption"])
     both = [("This machine", f"/your_run/{record['scale']}/{record['paper']}/{name}")]
-    if (root/"data/figures"/record["paper"]/name).exists(): both.append(("Committed", f"/{record['paper']}/{name}"))
-    items = [f":::{{grid-item}}\n![{caption}]({source})\n\n**{who}.** {caption}\n:::\n" for who, source in both]
+    committed = (root/"data/figures"/record["paper"]/name).exists()
+    if committed: both.append(("Committed", f"/{record['paper']}/{name}"))
+    item = lambda who, source: f":::{{grid-item}}\n![{caption}]({source})\n\n**{who}.** {caption}\n:::\n"
+    items = [item(*pair) for pair in both]
     return "::::{grid} 1 1 2 2\n" + "".join(items) + "::::\n"
 
 # %% ../../nbs/build/04_site.ipynb #f8a731c4
@@ -278,48 +388,84 @@ GALLERY = "<!-- gallery -->" # stands in nbs/index.ipynb where the results belon
 
 def _readme_results(root: Path) -> str:
     "One figure and the scoreboard, from the records."
-    records, lines = shown_records(root), []
-    for f, r in ((f, r) for r in records for f in r["figures"]):
-        path = f"data/figures/{r['paper']}/{Path(f['file']).name}"
-        if not lines and (root/path).exists(): lines = [f"![{f['caption']}]({path})", ""]
-    row = lambda r, c: [f"{_title(root, r['paper'])} ({r['scale']})", f"**{c['key']}** {_escape(c['statement'])}", _escape(c["figure"]),
-                        f"{MARKS[c['verdict']][1]} {c['verdict']}"]
+    records = shown_records(root)
     asked = lambda who: [(r, c) for r in records for c in r["claims"] if c.get("asked_by", "paper") == who]
-    rows = ["| " + " | ".join(row(r, c)) + " |" for r, c in asked("paper")]
+    rows = [_readme_row(r, c, root) for r, c in asked("paper")]
+    if not rows: return NOTHING
     ours = _tally([c for _, c in asked("us")], lambda v, n: f"{n} × {v}")
-    more = ["", f"We also asked questions of our own (against other formats, about speed): {ours}. `papersuite claims` lists them all."] if ours else []
-    return "\n".join([*lines, "| paper (scale) | claim | measured | verdict |", "| --- | --- | --- | --- |", *rows, *more]) if rows else NOTHING
+    more = f"We also asked questions of our own (against other formats, about speed): {ours}."
+    listed = ["", f"{more} `papersuite claims` lists them all."] if ours else []
+    head = ["| paper (scale) | claim | measured | verdict |", "| --- | --- | --- | --- |"]
+    return "\n".join([*_readme_figure(records, root), *head, *rows, *listed])
+
+# %% ../../nbs/build/04_site.ipynb #5e35edde
+def _readme_figure(records: list[dict], root: Path) -> list[str]:
+    "The first committed figure of all records."
+    found = [(r, _first_figure(r, root)) for r in records]
+    for r, f in found:
+        if f: return [f"![{f['caption']}](data/figures/{r['paper']}/{Path(f['file']).name})", ""]
+    return []
+
+def _readme_row(r: dict, c: dict, root: Path) -> str:
+    "A claim as a row of a table."
+    paper, claim = f"{_title(root, r['paper'])} ({r['scale']})", f"**{c['key']}** {_escape(c['statement'])}"
+    return f"| {paper} | {claim} | {_escape(c['figure'])} | {MARKS[c['verdict']][1]} {c['verdict']} |"
 
 # %% ../../nbs/build/04_site.ipynb #2a37e787
-def readme(root: Path) -> str:
-    "Text of README.md: the front notebook as GitHub markdown, results in the place of the gallery."
-    cells, out = json.loads((root/"nbs/index.ipynb").read_text())["cells"], []
-    for c in cells:
-        source = "".join(c["source"])
-        if c["cell_type"] == "markdown": out.append(_relink(source, root, "nbs", lambda path: path).replace(GALLERY, _readme_results(root)))
-        elif c["cell_type"] == "code" and "hide" not in directives(source):
-            code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
-            out += [f"```python\n{code}\n```"] * bool(code)
-            texts = ["".join(o.get("text") or o.get("data", {}).get("text/plain", "")) for o in c["outputs"] if "image/png" not in o.get("data", {})]
-            out += [f"```\n{t.rstrip()}\n```" for t in texts if t.strip()]
-    return "<!-- made from nbs/index.ipynb by `papersuite export`; edit the notebook -->\n" + "\n\n".join(out) + "\n"
+def readme(
+    root: Path, # of the checkout
+) -> str:       # GitHub's Markdown
+    "Text of README.md: the front notebook, results in the place of the gallery."
+    out = []
+    for c in json.loads((root/"nbs/index.ipynb").read_text())["cells"]:
+        kind, source = c["cell_type"], "".join(c["source"])
+        if kind == "markdown":
+            text = _relink(source, root, "nbs", lambda path: path)
+            out.append(text.replace(GALLERY, _readme_results(root)))
+        if kind == "code" and "hide" not in directives(source): out += _readme_code(source, c["outputs"])
+    made = "<!-- made from nbs/index.ipynb by `papersuite export`; edit the notebook -->\n"
+    return made + "\n\n".join(out) + "\n"
+
+def _readme_code(source: str, outputs: list) -> list[str]:
+    "A code cell and what it printed, as fenced blocks."
+    code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
+    printed = [o for o in outputs if "image/png" not in o.get("data", {})]
+    texts = ["".join(o.get("text") or o.get("data", {}).get("text/plain", "")) for o in printed]
+    blocks = [f"```\n{text.rstrip()}\n```" for text in texts if text.strip()]
+    return [f"```python\n{code}\n```"] * bool(code) + blocks
 
 # %% ../../nbs/build/04_site.ipynb #d4b2df1a
-def configuration(root: Path) -> dict:
+def configuration(
+    root: Path, # of the checkout
+) -> dict:
     "Sphinx's settings as `conf.py` wants them."
-    settings = ConfigParser(delimiters=["="]); settings.read(root/"settings.ini", encoding="utf-8")
+    settings = ConfigParser(delimiters=["="])
+    settings.read(root/"settings.ini", encoding="utf-8")
     s = settings["DEFAULT"]
+    named = dict(project=s["title"], author=s["author"], release=s["version"], language="en")
+    named["html_title"] = s["title"]
+    return named | _READING | _LOOKS | {"html_theme_options": _theme(s["title"], s["git_url"])}
+
+# %% ../../nbs/build/04_site.ipynb #2a77528f
+_READING = dict(
+    extensions=["myst_nb", "sphinx_design", "sphinx_copybutton", "papersuite.build.site"],
+    exclude_patterns=["notebooks/**"], nb_execution_mode="off", nb_merge_streams=True,
+    myst_enable_extensions=["dollarmath", "amsmath", "colon_fence", "deflist", "fieldlist"],
+    myst_dmath_double_inline=True, myst_heading_anchors=4, mathjax_path="mathjax/tex-svg.js",
+    add_module_names=False, python_maximum_signature_line_length=72, toc_object_entries_show_parents="hide")
+_LOOKS = dict(
+    html_theme="pydata_sphinx_theme", templates_path=["_templates"], html_static_path=["_static"],
+    html_css_files=["site.css"], html_js_files=["site.js"], html_favicon="_static/logo.svg",
+    html_copy_source=False, html_show_sphinx=False, copybutton_exclude=".linenos, .gp, .go",
+    html_sidebars={"**": ["pages"]}, html_context={"default_mode": "auto"})
+
+def _theme(title: str, repository: str) -> dict:
+    "Options of the theme."
+    logo = {"text": title, "image_light": "_static/logo.svg", "image_dark": "_static/logo.svg"}
+    icon = {"name": "repository", "url": repository, "icon": "fa-brands fa-github"}
     return dict(
-        project=s["title"], author=s["author"], release=s["version"], html_title=s["title"], language="en", html_theme="pydata_sphinx_theme",
-        extensions=["myst_nb", "sphinx_design", "sphinx_copybutton", "papersuite.build.site"], exclude_patterns=["notebooks/**"],
-        myst_enable_extensions=["dollarmath", "amsmath", "colon_fence", "deflist", "fieldlist"], myst_dmath_double_inline=True, myst_heading_anchors=4,
-        nb_execution_mode="off", nb_merge_streams=True, add_module_names=False, python_maximum_signature_line_length=72, toc_object_entries_show_parents="hide",
-        templates_path=["_templates"], html_static_path=["_static"], html_css_files=["site.css"], html_js_files=["site.js"], html_favicon="_static/logo.svg",
-        html_copy_source=False, html_show_sphinx=False, copybutton_exclude=".linenos, .gp, .go", mathjax_path="mathjax/tex-svg.js",
-        html_sidebars={"**": ["pages"]}, html_context={"default_mode": "auto"}, html_theme_options=dict(
-            logo={"text": s["title"], "image_light": "_static/logo.svg", "image_dark": "_static/logo.svg"}, navbar_center=["links"], navbar_align="left",
-            icon_links=[{"name": "repository", "url": s["git_url"], "icon": "fa-brands fa-github"}], show_toc_level=2, navigation_with_keys=False,
-            secondary_sidebar_items=["page-toc"], footer_start=[], footer_end=[]))
+        logo=logo, icon_links=[icon], navbar_center=["links"], navbar_align="left", show_toc_level=2,
+        navigation_with_keys=False, secondary_sidebar_items=["page-toc"], footer_start=[], footer_end=[])
 
 # %% ../../nbs/build/04_site.ipynb #276c6139
 def setup(app):
@@ -327,9 +473,10 @@ def setup(app):
     from docutils import nodes
     def as_written(app, doctree):
         for node in doctree.findall(nodes.math_block):
-            if "amsmath" not in node.get("classes", []):
-                text = nodes.Text(r"\[" + node.astext().strip() + r"\]")
-                node["no-wrap"], node.children = True, []; node += text
+            if "amsmath" in node.get("classes", []): continue
+            text = nodes.Text(r"\[" + node.astext().strip() + r"\]")
+            node["no-wrap"], node.children = True, []
+            node += text
     app.connect("doctree-read", as_written)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -337,13 +484,15 @@ def _mathjax() -> Path:
     "Folder of the MathJax that `sphinx-mathjax-offline` brings."
     from importlib.util import find_spec
     spec = find_spec("sphinx-mathjax-offline")
-    if not spec: raise ImportError("sphinx-mathjax-offline is not installed", name="sphinx-mathjax-offline")
+    name = "sphinx-mathjax-offline"
+    if not spec: raise ImportError(f"{name} is not installed", name=name)
     return Path(spec.submodule_search_locations[0])/"static"/"mathjax"
 
 # %% ../../nbs/build/04_site.ipynb #58d4a692
 def _contents(site: Site, more: list[str]) -> str:
     "The table of contents that Sphinx reads, below the front page."
-    tree = lambda title, pages: f"```{{toctree}}\n:hidden:\n:maxdepth: 2\n:caption: {title}\n\n" + "\n".join(pages) + "\n```\n"
+    def tree(title, pages):
+        return f"```{{toctree}}\n:hidden:\n:maxdepth: 2\n:caption: {title}\n\n" + "\n".join(pages) + "\n```\n"
     parts = [tree("Results", more)] if more else []
     parts += [tree(title, map(page_name, nbs)) for title, nbs in site.sections.items() if title and nbs]
     others = [page_name(n) for n in site.sections[""] if n != "index.ipynb"]
@@ -374,24 +523,35 @@ def _assets(root: Path, folder: Path):
     (folder/"_static/mathjax/input/tex").mkdir(parents=True)
     shutil.copy(_mathjax()/"tex-svg.js", folder/"_static/mathjax")
     shutil.copytree(_mathjax()/"input/tex/extensions", folder/"_static/mathjax/input/tex/extensions")
-    if (root/"data/figures").exists(): shutil.copytree(root/"data/figures", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json"))
+    if (root/"data/figures").exists():
+        no_numbers = shutil.ignore_patterns("*.json")
+        shutil.copytree(root/"data/figures", folder, dirs_exist_ok=True, ignore=no_numbers)
     for run, r in _runs(root):
-        if (run/"figures").exists(): shutil.copytree(run/"figures", folder/"your_run"/r["scale"]/r["paper"], dirs_exist_ok=True)
+        place = folder/"your_run"/r["scale"]/r["paper"]
+        if (run/"figures").exists(): shutil.copytree(run/"figures", place, dirs_exist_ok=True)
     write_atomic(folder/"conf.py", "".join(f"{k} = {v!r}\n" for k, v in configuration(root).items()))
 
 # %% ../../nbs/build/04_site.ipynb #8797a160
-def build_site(root: Path) -> Path:
-    "Build the site into `_docs/` and return its front page; raises `RuntimeError` with Sphinx's complaints, and then the old pages stay."
-    import myst_nb, pydata_sphinx_theme, sphinx_copybutton, sphinx_design # noqa: F401  (a missing one is an ImportError here, not a riddle later)
+def build_site(
+    root: Path, # of the checkout
+) -> Path:      # the front page
+    "Build the site into `_docs/`. `RuntimeError` with Sphinx's complaints, and then the old pages stay."
     root = Path(root).resolve()
     (root/"_proc").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root/"_proc", prefix="site-") as d:
         source, pages, final = Path(d)/"source", Path(d)/"pages", root/"_docs"
+        _needs_sphinx()
         stage(root, source)
-        command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "-j", "2", "-d", f"{d}/doctrees", source, pages]
-        run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if run.returncode: raise RuntimeError("the site has faults:\n" + run.stderr.replace(f"{source}/", "").strip())
+        options = ["-b", "html", "-q", "-W", "--keep-going", "-j", "2", "-d", f"{d}/doctrees"]
+        command = [sys.executable, "-m", "sphinx", *options, str(source), str(pages)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        complaints = run.stderr.replace(f"{source}/", "").strip()
+        if run.returncode: raise RuntimeError("the site has faults:\n" + complaints)
         for name in (".buildinfo", "_static/webpack-macros.html"): (pages/name).unlink(missing_ok=True)
         if final.exists(): final.rename(Path(d)/"old")
         pages.rename(final)
     return final/"index.html"
+
+def _needs_sphinx():
+    "`ImportError` that names a missing package: from Sphinx it would be a riddle."
+    import myst_nb, pydata_sphinx_theme, sphinx_copybutton, sphinx_design # noqa: F401
