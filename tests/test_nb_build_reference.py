@@ -29,9 +29,11 @@ def volume(self: Box) -> int: "Cube."
 '''
     with tempfile.TemporaryDirectory() as d:
         summary, names, symbols, patched = read_module(write_atomic(Path(d)/"x.py", source), "a.x")
-    test_eq([(s.name, s.kind, s.signature, s.cell) for s in symbols],
-            [("TWO", "data", "2", "abc123"), ("area", "function", "(x: float, y: float=1.0) -> float", "abc123"), ("Box", "class", "(a: int)", "def456")])
-    test_eq(symbols[1].comments, {"x": "width, metres", "return": "square metres"})
+    two, area, box = symbols
+    test_eq((two.name, two.kind, two.signature, two.cell), ("TWO", "data", "2", "abc123"))
+    test_eq((area.kind, area.signature, area.cell), ("function", "(x: float, y: float=1.0) -> float", "abc123"))
+    test_eq((box.kind, box.signature, box.cell), ("class", "(a: int)", "def456"))
+    test_eq(area.comments, {"x": "width, metres", "return": "square metres"})
     test_eq([m.signature for m in patched["Box"]], ["() -> int"])
 
 
@@ -43,9 +45,13 @@ class Run: pass
 def NAME(self: Run): "Go."
 """
     with tempfile.TemporaryDirectory() as d:
-        for paper in ("one", "two"): write_atomic(Path(d)/"papersuite"/paper/"x.py", source.replace("NAME", f"go_{paper}"))
-        write_atomic(Path(d)/"papersuite"/"three"/"y.py", '__all__ = ["Only"]\nclass Only: pass\n')
-        write_atomic(Path(d)/"papersuite"/"three"/"z.py", '__all__ = []\n@patch\ndef from_elsewhere(self: Only): "Go."\n')
+        def write(module, text): write_atomic(Path(d)/"papersuite"/f"{module}.py", text)
+        for paper in ("one", "two"): write(f"{paper}/x", source.replace("NAME", f"go_{paper}"))
+        write("three/y", '__all__ = ["Only"]\nclass Only: pass\n')
+        write("three/z", '__all__ = []\n@patch\ndef from_elsewhere(self: Only): "Go."\n')
         library = read_library(Path(d))
-    test_eq({m: [x.full for s in symbols for x in s.members] for m, (_, symbols) in library.items()},
-            {"one.x": ["papersuite.one.x.Run.go_one"], "two.x": ["papersuite.two.x.Run.go_two"], "three.y": ["papersuite.three.y.Only.from_elsewhere"], "three.z": []})
+    members = {m: [x.full for s in symbols for x in s.members] for m, (_, symbols) in library.items()}
+    test_eq(members["one.x"], ["papersuite.one.x.Run.go_one"])
+    test_eq(members["two.x"], ["papersuite.two.x.Run.go_two"])
+    test_eq(members["three.y"], ["papersuite.three.y.Only.from_elsewhere"])
+    test_eq(members["three.z"], [])

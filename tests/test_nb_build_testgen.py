@@ -19,18 +19,23 @@ def test_indenting_leaves_long_texts_alone():
 # nbs/build/02_testgen.ipynb #e1c53234
 def test_a_test_cell_becomes_a_function_that_runs_alone():
     with tempfile.TemporaryDirectory() as d:
-        cells = ["import math", "x = 1", "#| test: pi_is_more_than_three\n#| slow\nassert math.pi > 3"]
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), Path(d)/"00_pi.ipynb")
+        sources = ["import math", "x = 1", "#| test: pi_is_more_than_three\n#| slow\nassert math.pi > 3"]
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), Path(d)/"00_pi.ipynb")
         text = pytest_module(Path(d)/"00_pi.ipynb", Path(d))
-    scope = {}; exec(text, scope); scope["test_pi_is_more_than_three"]()
+    scope = {}
+    exec(text, scope)
+    scope["test_pi_is_more_than_three"]()
     assert "x = 1" not in text and "@pytest.mark.slow" in text
 
 
 # nbs/build/02_testgen.ipynb #07a38950
 def test_a_test_is_skipped_where_something_is_missing():
     with tempfile.TemporaryDirectory() as d:
-        cells = [f"#| test: with_{n}\n#| needs: {what}\nraise AssertionError" for n, what in enumerate(("no_such_module", "data somewhere"))]
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), Path(d)/"00_x.ipynb")
+        needs = enumerate(("no_such_module", "data somewhere"))
+        sources = [f"#| test: with_{n}\n#| needs: {what}\nraise AssertionError" for n, what in needs]
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), Path(d)/"00_x.ipynb")
         scope = {"somewhere": SimpleNamespace(present=False, path="a/b.npz")}
         exec(pytest_module(Path(d)/"00_x.ipynb", Path(d)), scope)
     for n, reason in enumerate(("no_such_module", "a/b.npz under PAPERSUITE_DATA")):
