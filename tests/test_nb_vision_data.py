@@ -17,19 +17,24 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_digits_are_split_once_and_for_all():
     train, test = digits(), digits("test")
     test_eq((len(train), len(test), train.shape), (1297, 500, (1, 8, 8)))
-    assert train.pixels.dtype == torch.float32 and train.labels.dtype == torch.int64 and train.pixels.min() == 0 and train.pixels.max() == 1
-    test_eq(train[3:5].labels.tolist(), [3, 4])
+    assert train.pixels.dtype == torch.float32 and train.labels.dtype == torch.int64
+    test_eq((train.pixels.min().item(), train.pixels.max().item()), (0, 1))
     assert torch.equal(digits("all").pixels, torch.cat([train.pixels, test.pixels]))
-    test_eq((len(train[7]), train[-1].shape, train[train.labels == 3].labels.unique().tolist()), (1, (1, 8, 8), [3]))
+    test_eq(train[3:5].labels.tolist(), [3, 4])
+    test_eq((len(train[7]), train[-1].shape), (1, (1, 8, 8)))
+    test_eq(train[train.labels == 3].labels.unique().tolist(), [3])
 
 
 # nbs/vision/00_data.ipynb #3e52fe46
 def test_every_digit_of_mnist_is_as_frequent_as_every_other():
     train, test = mnist(), mnist("test")
-    test_eq((train.labels.bincount().tolist(), test.labels.bincount().tolist(), train.shape), ([400] * 10, [100] * 10, (1, 16, 16)))
+    test_eq((train.labels.bincount().tolist(), test.labels.bincount().tolist()), ([400] * 10, [100] * 10))
+    test_eq(train.shape, (1, 16, 16))
     test_eq(test[:30].labels.bincount().tolist(), [3] * 10)
-    assert len(torch.cat([train.pixels, test.pixels]).flatten(1).unique(dim=0)) == 5000 # no picture is in both parts
-    test_close(mnist(size=32).pixels[:9].view(9, 1, 16, 2, 16, 2).mean((3, 5)), train.pixels[:9], eps=1e-6)
+    both = torch.cat([train.pixels, test.pixels]).flatten(1)
+    test_eq(len(both.unique(dim=0)), 5000) # no picture is in both parts
+    squares = mnist(size=32).pixels[:9].view(9, 1, 16, 2, 16, 2)
+    test_close(squares.mean((3, 5)), train.pixels[:9], eps=1e-6)
 
 
 # nbs/vision/00_data.ipynb #53d3aea6
@@ -47,31 +52,70 @@ def test_chosen_classes_are_numbered_as_they_are_named():
 # nbs/vision/00_data.ipynb #4230456a
 def test_the_hub_is_asked_for_the_right_split_and_columns():
     calls = []
-    def stand_in(image_key, label_key, side):
-        class Table(list): pass
+    class Table(list): pass
+    def stand_in(label_key):
+        "A module `datasets` with four grey pictures."
         def load_dataset(hub_id, split, streaming):
             calls.append((hub_id, split, streaming))
-            table = Table({image_key: Image.new("L", (side + 4 * streaming, side), 51 * k), label_key: k} for k in range(4))
+            table = Table({"img": Image.new("L", (32, 32), 51 * k), label_key: k} for k in range(4))
             table.features = {label_key: type("ClassLabel", (), {"names": ["a", "b", "c", "d"]})}
             return table
-        module = ModuleType("datasets"); module.load_dataset = load_dataset
+        module = ModuleType("datasets")
+        module.load_dataset = load_dataset
         return mock.patch.dict(sys.modules, datasets=module)
-    with stand_in("img", "fine_label", 32): some = cifar100("test", 8)
+    with stand_in("fine_label"): some = cifar100("test", 8)
     test_eq((some.shape, some.names, some.labels.tolist()), ((3, 8, 8), ("a", "b", "c", "d"), [0, 1, 2, 3]))
     test_close(some.pixels.mean((1, 2, 3)), torch.arange(4) / 5, eps=1e-6)
-    with stand_in("image", "label", 40): test_eq((imagenet(size=24, limit=3).pixels.shape, imagenet("train", limit=1).shape), ((3, 3, 24, 24), (3, 256, 256)))
-    with stand_in("img", "label", 32), modified_env(PAPERSUITE_DATA="/nonexistent"): test_eq(cifar10("train", 16).shape, (3, 16, 16))
-    test_eq(calls, [("uoft-cs/cifar100", "test", False), ("ILSVRC/imagenet-1k", "validation", True), ("ILSVRC/imagenet-1k", "train", True), ("uoft-cs/cifar10", "train", False)])
+    with stand_in("label"), modified_env(PAPERSUITE_DATA="/nonexistent"):
+        test_eq(cifar10("train", 16).shape, (3, 16, 16))
+    test_eq(calls, [("uoft-cs/cifar100", "test", False), ("uoft-cs/cifar10", "train", False)])
+
+
+# nbs/vision/00_data.ipynb #98ad0d77
+def test_photographs_are_streamed_and_cut_to_a_square():
+    calls, read = [], []
+    class Stream:
+        features = {"label": type("ClassLabel", (), {"names": ["a", "b"]})}
+        def __iter__(self):
+            for k in range(4):
+                read.append(k)
+                yield {"image": Image.new("L", (44, 40), 51 * k), "label": k % 2}
+    def load_dataset(hub_id, split, streaming):
+        calls.append((hub_id, split, streaming))
+        return Stream()
+    module = ModuleType("datasets")
+    module.load_dataset = load_dataset
+    with mock.patch.dict(sys.modules, datasets=module):
+        test_eq(imagenet(size=24, limit=3).pixels.shape, (3, 3, 24, 24))
+        test_eq(imagenet("train", limit=1).shape, (3, 256, 256))
+    test_eq(calls, [("ILSVRC/imagenet-1k", split, True) for split in ("validation", "train")])
+    test_eq(read, [0, 1, 2, 0])
+
+
+# nbs/vision/00_data.ipynb #8b074624
+def test_what_is_missing_is_one_sentence():
+    missing = {cifar100: "uoft-cs/cifar100.*pip install datasets"}
+    missing[imagenet] = "ILSVRC/imagenet-1k.*pip install datasets"
+    missing[cifar10] = "uoft-cs/cifar10.*pip install datasets.*PAPERSUITE_DATA/cifar10/train_0.npz"
+    not_installed = mock.patch.dict(sys.modules, datasets=None)
+    with not_installed, modified_env(PAPERSUITE_DATA="/nonexistent"):
+        for load, words in missing.items():
+            with pytest.raises(DataUnavailable, match=words): load()
+    broken = ModuleType("datasets")
+    broken.load_dataset = mock.Mock(side_effect=ConnectionError("no route"))
+    with mock.patch.dict(sys.modules, datasets=broken):
+        with pytest.raises(DataUnavailable, match="fetching it failed .ConnectionError: no route"): cifar100()
 
 
 # nbs/vision/00_data.ipynb #e0ed72b2
-def test_what_is_missing_or_misspelt_is_one_sentence():
-    with mock.patch.dict(sys.modules, datasets=None), modified_env(PAPERSUITE_DATA="/nonexistent"): # None: as if it were not installed
-        for load, words in ((cifar100, "uoft-cs/cifar100.*pip install datasets"), (imagenet, "ILSVRC/imagenet-1k.*pip install datasets"), (cifar10, "uoft-cs/cifar10.*pip install datasets.*PAPERSUITE_DATA/cifar10/train_0.npz")):
-            with pytest.raises(DataUnavailable, match=words): load()
-    broken = ModuleType("datasets"); broken.load_dataset = mock.Mock(side_effect=ConnectionError("no route"))
-    with mock.patch.dict(sys.modules, datasets=broken), pytest.raises(DataUnavailable, match="fetching it failed .ConnectionError: no route"): cifar100()
-    for load, words in ((lambda: digits("valid"), "one of 'train', 'test', 'all'"), (lambda: mnist(size=28), "size is 28; it must be one of 8, 16, 32"), (lambda: cifar10("all"), "part is 'all'"), (lambda: cifar10(size=64), "size is 64"),
-                        (lambda: cifar10(classes=("cat", "cow")), "no class 'cow'"), (lambda: cifar10(classes="cat"), "tuple of different names"), (lambda: only(digits(), ("one", "one")), "different names"),
-                        (lambda: imagenet(limit=0), "limit is 0")):
-        with pytest.raises(ValueError, match=words): load()
+def test_what_is_misspelt_is_one_sentence():
+    def refused(words, load, *choice, **options):
+        with pytest.raises(ValueError, match=words): load(*choice, **options)
+    refused("one of 'train', 'test', 'all'", digits, "valid")
+    refused("size is 28; it must be one of 8, 16, 32", mnist, size=28)
+    refused("part is 'all'", cifar10, "all")
+    refused("size is 64", cifar10, size=64)
+    refused("no class 'cow'", cifar10, classes=("cat", "cow"))
+    refused("tuple of different names", cifar10, classes="cat")
+    refused("different names", only, digits(), ("one", "one"))
+    refused("limit is 0", imagenet, limit=0)

@@ -11,7 +11,9 @@ __all__ = ['checkpoints', 'Climb', 'apgd', 'likeliest_wrong', 'apgd_targeted']
 import math
 import torch
 from collections.abc import Callable
-from .gradient import Adversary, Counted, check_attack, dice, find_loss, in_evaluation_mode, look, project, random_start, steepest
+from .gradient import Adversary, Counted, check_attack, check_range, find_loss
+from .gradient import generator_from, in_evaluation_mode, look
+from .gradient import per_image, project, random_start, steepest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,22 +28,28 @@ def checkpoints(
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #a0de755c
 class Climb:
-    "The state of APGD for the images still in play: `s` holds one tensor per quantity, each with a row per image."
+    "The state of APGD for the images still in play: `s` holds a tensor per quantity, with a row per image."
     def __init__(self,
-        x: Tensor, # (n, ...) images
-        y: Tensor, # (n,) labels
-        z: Tensor, # (n, ...) starting points
-        eps: float,
-        norm: str,
-        target: Tensor | None = None, # (n,)
+        x: Tensor,  # (n, ...) images
+        y: Tensor,  # (n,) labels
+        z: Tensor,  # (n, ...) starting points
+        eps: float, # radius of the ball
+        norm: str,  # "linf" or "l2"
+        target: Tensor | None = None, # (n,) classes, for a targeted loss
     ):
-        self.eps, self.norm, n = eps, norm, len(x)
-        each = lambda value: torch.full((n,), value, device=x.device, dtype=x.dtype)
-        self.s = dict(index=torch.arange(n, device=x.device), x=x, y=y, z=z, old=z, best=z, gradient=torch.zeros_like(x), best_gradient=torch.zeros_like(x),
-                      value=each(-torch.inf), top=each(-torch.inf), top_then=each(-torch.inf), size=each(2 * eps), size_then=each(2 * eps), rises=each(0))
+        self.eps, self.norm = eps, norm
+        self.s = {"index": torch.arange(len(x), device=x.device), "x": x, "y": y}
+        self.s |= {"z": z, "old": z, "best": z}
+        self.s |= {"gradient": torch.zeros_like(x), "best_gradient": torch.zeros_like(x)}
+        begin = {"value": -torch.inf, "top": -torch.inf, "top_then": -torch.inf}
+        begin |= {"size": 2 * eps, "size_then": 2 * eps, "rises": 0}
+        for name, value in begin.items():
+            self.s[name] = torch.full((len(x),), value, device=x.device, dtype=x.dtype)
         if target is not None: self.s["target"] = target
 
-    def keep(self, rows: Tensor):
+    def keep(self,
+        rows: Tensor, # (n,) bool, or positions
+    ):
         "Go on with these rows only."
         self.s = {name: value[rows] for name, value in self.s.items()}
 
@@ -51,109 +59,142 @@ def _record(climb, value, gradient):
     s = climb.s
     s["rises"] = s["rises"] + (value > s["value"])
     better = value > s["top"]
-    wide = better.view(-1, *[1] * (s["z"].ndim - 1))
-    s["top"], s["best"] = torch.where(better, value, s["top"]), torch.where(wide, s["z"], s["best"])
-    s["value"], s["gradient"] = value, gradient
+    wide = per_image(better, s["z"])
+    s["top"] = torch.where(better, value, s["top"])
+    s["best"] = torch.where(wide, s["z"], s["best"])
     s["best_gradient"] = torch.where(wide, gradient, s["best_gradient"])
+    s["value"], s["gradient"] = value, gradient
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #92c73e2d
 def _move(climb, first):
     "Equation (2)."
     s = climb.s
-    size = s["size"].view(-1, *[1] * (s["z"].ndim - 1))
-    u = project(s["z"] + size * steepest(s["gradient"], climb.norm), s["x"], climb.eps, climb.norm)
-    if not first: u = project(s["z"] + 0.75 * (u - s["z"]) + 0.25 * (s["z"] - s["old"]), s["x"], climb.eps, climb.norm)
+    into_ball = lambda point: project(point, s["x"], climb.eps, climb.norm)
+    u = into_ball(s["z"] + per_image(s["size"], s["z"]) * steepest(s["gradient"], climb.norm))
+    if not first: u = into_ball(s["z"] + 0.75 * (u - s["z"]) + 0.25 * (s["z"] - s["old"]))
     s["old"], s["z"] = s["z"], u
 
-# %% ../../nbs/attacks/01_auto_pgd.ipynb #78ae348e
+# %% ../../nbs/attacks/01_auto_pgd.ipynb #ae3d8231
 def _judge(climb, moves):
     "Equation (3), after `moves` moves since the last checkpoint."
     s = climb.s
-    stuck = (s["rises"] < 0.75 * moves) | ((s["size_then"] == s["size"]) & (s["top_then"] == s["top"]))
-    wide = stuck.view(-1, *[1] * (s["z"].ndim - 1))
+    unchanged = (s["size_then"] == s["size"]) & (s["top_then"] == s["top"])
+    stuck = (s["rises"] < 0.75 * moves) | unchanged
     s["size_then"], s["top_then"] = s["size"], s["top"]
     s["size"] = torch.where(stuck, s["size"] / 2, s["size"])
-    s["z"], s["gradient"] = torch.where(wide, s["best"], s["z"]), torch.where(wide, s["best_gradient"], s["gradient"])
-    s["old"] = torch.where(wide, s["best"], s["old"])
-    s["value"], s["rises"] = torch.where(stuck, s["top"], s["value"]), torch.zeros_like(s["rises"])
+    _return_to_best(s, stuck)
+    s["rises"] = torch.zeros_like(s["rises"])
 
-# %% ../../nbs/attacks/01_auto_pgd.ipynb #e69cd086
+# %% ../../nbs/attacks/01_auto_pgd.ipynb #78ae348e
+def _return_to_best(s, stuck):
+    "Where an image is stuck, its walk goes on from the best point so far."
+    wide = per_image(stuck, s["z"])
+    s["z"] = torch.where(wide, s["best"], s["z"])
+    s["old"] = torch.where(wide, s["best"], s["old"])
+    s["gradient"] = torch.where(wide, s["best_gradient"], s["gradient"])
+    s["value"] = torch.where(stuck, s["top"], s["value"])
+
+# %% ../../nbs/attacks/01_auto_pgd.ipynb #20e0e39a
 def _run(model, climb, loss, steps, draws, stop):
     "(images, wrong) after `steps` moves; with `stop`, images that are misread leave at once."
     images, marks, last = climb.s["best"].clone(), checkpoints(steps), 0
     wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for i in tqdm(range(steps + 1), desc="APGD", leave=False, disable=None):
         if i: _move(climb, i == 1)
-        value, gradient, bad = look(model, climb.s["z"], climb.s["y"], loss, draws, climb.s.get("target"), gradient=i < steps)
-        new = bad if stop else value > climb.s["top"]
-        _record(climb, value, torch.zeros_like(climb.s["z"]) if gradient is None else gradient)
+        new, misread = _look_and_record(model, climb, loss, draws, stop, gradient=i < steps)
         at = climb.s["index"][new]
-        images[at], wrong[at] = climb.s["z"][new], bad[new]
-        if stop: climb.keep(~bad)
+        images[at], wrong[at] = climb.s["z"][new], misread[new]
+        if stop: climb.keep(~misread)
         if not len(climb.s["index"]): break
-        if i in marks[1:]: _judge(climb, i - last); last = i
+        if i not in marks[1:]: continue
+        _judge(climb, i - last)
+        last = i
     images[climb.s["index"]] = climb.s["best"]
     return images, wrong
 
-# %% ../../nbs/attacks/01_auto_pgd.ipynb #98d6de0a
+# %% ../../nbs/attacks/01_auto_pgd.ipynb #e69cd086
+def _look_and_record(model, climb, loss, draws, stop, gradient):
+    "(new, misread), both (n,) bool: is the point to be returned, and is the model wrong there?"
+    s = climb.s
+    value, slope, misread = look(model, s["z"], s["y"], loss, draws, s.get("target"), gradient)
+    new = misread if stop else value > s["top"]
+    _record(climb, value, slope if gradient else torch.zeros_like(s["z"]))
+    return new, misread
+
+# %% ../../nbs/attacks/01_auto_pgd.ipynb #d03c0381
 @in_evaluation_mode
 def apgd(
     model: Callable,    # (n, ...) images in [0, 1] -> (n, classes) logits
     x: Tensor,          # (n, ...) images in [0, 1]
     y: Tensor,          # (n,) labels
     eps: float,         # radius of the ball
-    norm: str = "linf", loss: str | Callable = "cross entropy", # or "l2"; "dlr" for APGD-DLR
-    steps: int = 100,
-    restarts: int = 1,
+    norm: str = "linf", # or "l2"
+    loss: str | Callable = "cross entropy", # a name of `LOSSES`, or a function; "dlr" for APGD-DLR
+    steps: int = 100,   # as in the paper
+    restarts: int = 1,  # for the images that still stand
     draws: int = 1,     # gradients averaged per step, for random models
     target: Tensor | None = None, # (n,) classes, for a targeted loss
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator = 0, # of the starts
     stop: bool = True,  # leave an image when it is misread? False: go on to the highest loss
 ) -> Adversary:
-    "Auto-PGD, arXiv 2003.01690 algorithm 1. `TypeError` or `ValueError` for bad input before the model is called."
+    "Auto-PGD, arXiv 2003.01690 algorithm 1. `TypeError` or `ValueError` before the model is called."
     check_attack(x, y, eps, norm, steps=steps, restarts=restarts, draws=draws)
-    if restarts > 1 and not stop: raise ValueError("restarts begin anew where an image still stands; with stop=False nothing says which, so give restarts=1")
-    counted, rng, loss = Counted(model), dice(seed, x.device), find_loss(loss, target)
-    images, wrong = x.clone(), torch.zeros_like(y, dtype=torch.bool)
+    if restarts > 1 and not stop:
+        unknown = "restarts begin anew where an image still stands; with stop=False nothing says which"
+        raise ValueError(f"{unknown}, so give restarts=1")
+    loss, rng = find_loss(loss, target), generator_from(seed, x.device)
+    run = lambda counted, climb: _run(counted, climb, loss, steps, draws, stop)
+    return _climbs(model, x, y, target, eps, norm, restarts, run, rng)
+
+# %% ../../nbs/attacks/01_auto_pgd.ipynb #98d6de0a
+def _climbs(model, x, y, target, eps, norm, restarts, run, rng):
+    "All climbs, and the `Adversary` that they found."
+    counted, images = Counted(model), x.clone()
+    wrong = torch.zeros_like(y, dtype=torch.bool)
     for _ in range(restarts):
         left = (~wrong).nonzero()[:, 0]
         if not len(left): break
-        climb = Climb(x[left], y[left], random_start(x[left], eps, norm, rng), eps, norm, None if target is None else target[left])
-        images[left], wrong[left] = _run(counted, climb, loss, steps, draws, stop)
+        start = random_start(x[left], eps, norm, rng)
+        targets = None if target is None else target[left]
+        climb = Climb(x[left], y[left], start, eps, norm, targets)
+        images[left], wrong[left] = run(counted, climb)
     return Adversary(images, wrong, counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #a101fd57
 def likeliest_wrong(
-    model: Counted,
-    x: Tensor, # (n, ...)
-    y: Tensor, # (n,)
-    k: int,    # how many; fewer if the model has fewer classes
-) -> Tensor:   # (n, k) classes, likeliest first
-    "The wrong classes with the highest logits."
+    model: Counted, # (n, ...) images in [0, 1] -> (n, classes) logits
+    x: Tensor,      # (n, ...) images in [0, 1]
+    y: Tensor,      # (n,) labels
+    k: int,         # how many; fewer if the model has fewer classes
+) -> Tensor:        # (n, k) classes, likeliest first
+    "The wrong classes with the highest logits. `ValueError` for a label that the model has no logit for."
     with torch.no_grad(): logits = model(x)
-    if y.max() >= logits.shape[1]: raise ValueError(f"a label is {int(y.max())}, but the model has {logits.shape[1]} classes")
-    return logits.scatter(1, y[:, None], -torch.inf).topk(min(k, logits.shape[1] - 1), 1).indices
+    check_range(y, logits)
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(k, logits.shape[1] - 1), 1).indices
 
 # %% ../../nbs/attacks/01_auto_pgd.ipynb #c67063dc
 @in_evaluation_mode
 def apgd_targeted(
-    model: Callable, # (n, ...) images in [0, 1] -> (n, classes) logits
-    x: Tensor,       # (n, ...) images in [0, 1]
-    y: Tensor,       # (n,) labels
-    eps: float,
+    model: Callable,    # (n, ...) images in [0, 1] -> (n, classes) logits
+    x: Tensor,          # (n, ...) images in [0, 1]
+    y: Tensor,          # (n,) labels
+    eps: float,         # radius of the ball
     norm: str = "linf", # or "l2"
-    targets: int = 9,   # wrong classes to try
+    targets: int = 9,   # wrong classes to try, the likeliest first; 9 as in AutoAttack
     steps: int = 100,   # for each target
-    draws: int = 1,
-    seed: int | torch.Generator = 0,
+    draws: int = 1,     # gradients averaged per step, for random models
+    seed: int | torch.Generator = 0, # of the starts
 ) -> Adversary:
-    "APGD with the targeted DLR loss, arXiv 2003.01690 eq. 8, towards each of the likeliest wrong classes; needs four classes."
+    """APGD with the targeted DLR loss, arXiv 2003.01690 eq. 8, towards each of the likeliest wrong classes.
+    `TypeError` or `ValueError` for bad input or fewer than four classes."""
     check_attack(x, y, eps, norm, steps=steps, draws=draws, targets=targets)
-    counted, rng = Counted(model), dice(seed, x.device)
+    counted, rng = Counted(model), generator_from(seed, x.device)
     images, wrong = x.clone(), torch.zeros_like(y, dtype=torch.bool)
     for target in likeliest_wrong(counted, x, y, targets).T:
         left = (~wrong).nonzero()[:, 0]
         if not len(left): break
-        found = apgd(counted, x[left], y[left], eps, norm, "targeted dlr", steps, 1, draws, target[left], rng)
+        options = dict(steps=steps, draws=draws, target=target[left], seed=rng)
+        found = apgd(counted, x[left], y[left], eps, norm, "targeted dlr", **options)
         images[left], wrong[left] = found.images, found.success
     return Adversary(images, wrong, counted.forwards, counted.backwards)

@@ -10,7 +10,7 @@ __all__ = ['square_share', 'square']
 # %% ../../nbs/attacks/01b_search.ipynb #b00b3a2f
 import torch
 from collections.abc import Callable
-from .gradient import Adversary, Counted, check_attack, dice, distance, in_evaluation_mode, margin, project
+from .gradient import Adversary, Counted, check_attack, generator_from, distance, in_evaluation_mode, margin, project
 from torch import Tensor
 from tqdm import tqdm
 
@@ -96,7 +96,7 @@ def square(
 ) -> Adversary:         # `backwards` is 0
     "Square attack, arXiv 1912.00049 algorithms 1-3. `TypeError` or `ValueError` for bad input before the model is called."
     check_attack(x, y, eps, norm, queries=queries); _check_pictures(x)
-    counted, rng = Counted(model), dice(seed, x.device)
+    counted, rng = Counted(model), generator_from(seed, x.device)
     start, propose = (_start_linf, _propose_linf) if norm == "linf" else (_start_l2, _propose_l2)
     images = start(x, eps, rng)
     with torch.no_grad(): value = _margin_of(counted, images, y)

