@@ -28,9 +28,11 @@ def test_a_low_rank_star_is_recovered_from_half_its_entries():
 
 # nbs/tensor_star/02_completion.ipynb #d0f308bb
 def test_the_completed_tensor_keeps_what_was_seen():
-    x = np.random.default_rng(0).uniform(size=(6, 7, 8)); mask = random_mask(x.shape, 0.3, 0)
+    x = np.random.default_rng(0).uniform(size=(6, 7, 8))
+    mask = random_mask(x.shape, 0.3, 0)
     for options in (dict(method="pam"), dict(method="masked"), dict(method="pam", grow=True)):
-        completed = TensorStarCompletion((2, 3, 2), n_iter_max=30, random_state=0, **options).fit_transform(np.where(mask, x, np.nan))
+        model = TensorStarCompletion((2, 3, 2), n_iter_max=30, random_state=0, **options)
+        completed = model.fit_transform(np.where(mask, x, np.nan))
         test_eq(completed[mask], x[mask])
         assert np.isfinite(completed).all()
 

@@ -24,10 +24,13 @@ def test_a_star_is_the_sum_of_equation_one():
 def test_arrays_that_do_not_close_the_star_are_refused():
     star = random_star((4, 5, 6), 2, 0)
     test_fail(lambda: TensorStarTensor(star.factors[:2], star.cores), contains="as many cores")
-    test_fail(lambda: TensorStarTensor(star.factors, [*star.cores[:2], star.cores[2][:, :, :1]]), contains="have shapes")
+    narrow = [*star.cores[:2], star.cores[2][:, :, :1]]
+    test_fail(lambda: TensorStarTensor(star.factors, narrow), contains="have shapes")
     test_fail(lambda: TensorStarTensor(star.cores, star.factors), contains="3 axes")
-    for bad, exc, words in ((0, ValueError, "1 or more"), ((2, 2), ValueError, "three entries"), ((2, [2, 2], 2), ValueError, "needs 3"),
-                            (1.5, TypeError, "whole number")):
+    for bad, exc, words in (
+        (0, ValueError, "1 or more"), ((2, 2), ValueError, "three entries"),
+        ((2, [2, 2], 2), ValueError, "needs 3"), (1.5, TypeError, "whole number"),
+    ):
         test_fail(lambda: star_ranks(bad, 3), exc=exc, contains=words)
     test_fail(lambda: star_ranks(2, 2), contains="3 or more")
 
@@ -40,7 +43,10 @@ def test_storage_is_linear_in_the_order_and_quartic_in_the_rank():
         test_eq(len(set(np.diff(counts))), 1)
     rng = np.random.default_rng(0)
     shape, left, right, core = (rng.integers(1, 5, 5).tolist() for _ in range(4))
-    by_hand = sum(left[k] * shape[k] * right[k] + right[k] * core[k] * core[(k + 1) % 5] * left[(k + 1) % 5] for k in range(5))
+    after = lambda values, k: values[(k + 1) % 5]
+    factors = sum(left[k] * shape[k] * right[k] for k in range(5))
+    cores = sum(right[k] * core[k] * after(core, k) * after(left, k) for k in range(5))
+    by_hand = factors + cores
     test_eq(random_star(shape, (left, right, core)).n_param, by_hand)
 
 
@@ -89,8 +95,10 @@ def test_a_matrix_and_its_inverse_cancel_on_every_bond():
 
 # nbs/tensor_star/00_star.ipynb #996c1c44
 def test_unfoldings_reach_the_rank_of_the_cheapest_cut():
-    star = random_star((12, 12, 12, 12), (2, 3, 2), 0); x = star.to_tensor()
-    rank = lambda *front: np.linalg.matrix_rank(np.moveaxis(x, front, range(len(front))).reshape(12**len(front), -1), tol=1e-8)
+    x = random_star((12, 12, 12, 12), (2, 3, 2), 0).to_tensor()
+    def rank(*front):
+        unfolded = np.moveaxis(x, front, range(len(front))).reshape(12**len(front), -1)
+        return np.linalg.matrix_rank(unfolded, tol=1e-8)
     test_eq([rank(k) for k in range(4)], [6] * 4)
     test_eq([rank(0, 1), rank(1, 2)], [16, 16])   # R S = 4 < L S = 6 on both sides
     test_eq(rank(0, 2), 36)                       # (R L)²: modes apart are linked past the factor between them
@@ -102,9 +110,9 @@ def test_the_order_of_the_modes_matters_to_a_star_and_not_to_a_full_network():
     swapped = star.to_tensor().transpose(0, 2, 1, 3)
     assert np.linalg.matrix_rank(swapped.reshape(144, 144), tol=1e-8) == 36 > 16
     full = network.fctn((4, 5, 6, 3), [2, 3, 1, 2, 2, 1])            # pairs 01 02 03 12 13 23
-    w = full.random(0); order = (0, 2, 1, 3)
+    w, order = full.random(0), (0, 2, 1, 3)
     again = network.fctn((4, 6, 5, 3), [3, 2, 1, 2, 1, 2])           # the same bonds after swapping modes 1 and 2
-    legs = [w[0].transpose(0, 2, 1, 3), w[2].transpose(0, 1, 2, 3), w[1].transpose(0, 1, 2, 3), w[3].transpose(0, 1, 3, 2)]
+    legs = [w[0].transpose(0, 2, 1, 3), w[2], w[1], w[3].transpose(0, 1, 3, 2)]
     test_close(again.to_tensor(legs), full.to_tensor(w).transpose(order), eps=1e-12)
 
 

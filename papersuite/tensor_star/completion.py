@@ -16,18 +16,18 @@ from .star import TensorStarTensor, star_ranks
 
 # %% ../../nbs/tensor_star/02_completion.ipynb #9513d8f8
 class TensorStarCompletion:
-    "Completes a tensor from a mask of observed entries in tensor star format (arXiv 2403.10481; algorithms after FCTN-TC)."
+    "Completes a tensor in tensor star format (arXiv 2403.10481; algorithms after FCTN-TC)."
     def __init__(self,
-        rank,                  # r, or (left, right, core)
-        method: str = "pam",   # "pam" (TS-PAM) or "masked" (row-wise least squares on the observed entries)
-        rho: float = 0.1,      # proximal weight of TS-PAM, for data scaled to magnitude 1
-        n_iter_max: int = 1000,
-        tol: float = 1e-5,     # stop when the completed tensor changes by less, relatively
-        grow: bool = False,    # start at ranks 2 and go up by one when progress slows
-        random_state=None,
-        callback=None,         # called as callback(completed, relative_change); returning True stops
-        verbose: bool = False,
-        center: bool = True,   # take the mean of the observed entries out first, and put it back at the end
+        rank,                   # r, or (left, right, core)
+        method: str = "pam",    # "pam" (TS-PAM) or "masked" (least squares on the observed entries, by row)
+        rho: float = 0.1,       # proximal weight of TS-PAM, for data scaled to magnitude 1
+        n_iter_max: int = 1000, # iterations at most
+        tol: float = 1e-5,      # stop when the completed tensor changes by less, relatively
+        grow: bool = False,     # start at ranks 2 and go up by one when progress slows
+        random_state=None,      # seed or `numpy.random.RandomState`
+        callback=None,          # called as callback(completed, relative_change); returning True stops
+        verbose: bool = False,  # show a progress bar
+        center: bool = True,    # take the mean of the observed entries out, and put it back at the end
     ):
         self.rank, self.method, self.rho, self.n_iter_max, self.tol = rank, method, rho, n_iter_max, tol
         self.grow, self.random_state, self.callback, self.verbose = grow, random_state, callback, verbose
@@ -41,15 +41,17 @@ def fit_transform(self: TensorStarCompletion,
 ):             # the completed tensor, observed entries kept
     """Complete `x`; `ValueError`/`TypeError` for bad input.
 
-    Sets `mean_` (of the observed entries; 0 with `center=False`), `decomposition_` (the `TensorStarTensor` of the tensor
-    less that mean, so that the model says `decomposition_.to_tensor() + mean_`), `rank_` and `changes_`."""
+    Sets `mean_` (of the observed entries; 0 with `center=False`), `decomposition_` (the `TensorStarTensor` of
+    the tensor less that mean: the model is `decomposition_.to_tensor() + mean_`), `rank_` and `changes_`."""
     check_tensor(x, min_order=3, allow_nan=True)
     rank = star_ranks(self.rank, len(x.shape))
     *growth, net = [network.tensor_star(x.shape, *r) for r in (self._ladder(rank) if self.grow else [rank])]
-    options = dict(random_state=self.random_state, callback=self.callback, verbose=self.verbose, center=self.center)
-    model = TensorNetworkCompletion(net, self.method, self.rho, self.n_iter_max, self.tol, tuple(growth), **options)
+    names = "method", "rho", "n_iter_max", "tol", "random_state", "callback", "verbose", "center"
+    options = {name: getattr(self, name) for name in names}
+    model = TensorNetworkCompletion(net, growth=tuple(growth), **options)
     completed = model.fit_transform(x, mask)
-    self.decomposition_, self.changes_ = TensorStarTensor(model.weights_[::2], model.weights_[1::2]), model.changes_
+    self.decomposition_ = TensorStarTensor(model.weights_[::2], model.weights_[1::2])
+    self.changes_ = model.changes_
     self.rank_, self.mean_ = self.decomposition_.rank, model.mean_
     return completed
 

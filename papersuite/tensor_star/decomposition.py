@@ -12,13 +12,14 @@ import math
 from copy import copy
 import tensorly as tl
 from fastcore.basics import patch
+from ..core.check import between, whole
 from ..tensor import network
 from ..tensor.als import TensorNetworkALS, check_tensor, default_prox, safe_unit
 from .star import TensorStarTensor, capped, star_from_ring, star_ranks
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #1e60dcf5
 def _ring_ranks(rank: tuple) -> list:
-    "Bond k of the largest ring inside a star of these ranks: between factor k-1 and factor k pass min(L_{k-1}, R_k)."
+    "Bonds of the largest ring inside a star: between factor k-1 and factor k pass min(L_{k-1}, R_k)."
     left, right, _ = rank
     return [min(right[k - 1], left[k]) for k in range(len(left))]
 
@@ -28,22 +29,24 @@ def _from_ring(ring: list, net, noise: float, random_state) -> list:
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #7419ad20
 def initial_star(
-    x,                  # the tensor to fit
-    rank: tuple,        # (left, right, core), lists
-    init: str = "random", # "random", "tensor_ring" or "svd"
-    random_state=None,
-    noise: float = 0.01,  # size of the star's extra channels beside the ring's
+    x,                     # the tensor to fit
+    rank: tuple,           # (left, right, core), lists
+    init: str = "random",  # "random", "tensor_ring" or "svd"
+    random_state=None,     # seed or `numpy.random.RandomState`
+    noise: float = 0.01,   # size of the star's extra channels beside the ring's
     ring_sweeps: int = 30, # sweeps spent on the ring
-) -> list:
+) -> list:                 # nodes, in the order of the network
     "Start nodes for TS-ALS; `ValueError` for an unknown `init`."
     net, context = network.tensor_star(x.shape, *rank), tl.context(x)
     if init == "random": return _scaled(net, net.random(random_state, **context), x)
     if init == "tensor_ring":
-        ring = TensorNetworkALS(network.tensor_ring(x.shape, _ring_ranks(rank)), ring_sweeps, 0, random_state=random_state).fit_transform(x)
+        inside = network.tensor_ring(x.shape, _ring_ranks(rank))
+        ring = TensorNetworkALS(inside, ring_sweeps, 0, random_state=random_state).fit_transform(x)
         return _from_ring(ring, net, noise, random_state)
     if init == "svd":
         from tensorly.decomposition import tensor_train
-        return _from_ring(list(tensor_train(x, [1, *_ring_ranks(rank)[1:], 1])), net, noise, random_state)
+        train = tensor_train(x, [1, *_ring_ranks(rank)[1:], 1])
+        return _from_ring(list(train), net, noise, random_state)
     raise ValueError(f"init is {init!r}; it must be random, tensor_ring, svd, or a TensorStarTensor")
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #53797a0a
@@ -63,22 +66,27 @@ class TensorStar:
         n_iter_max: int = 100,  # sweeps
         tol: float = 1e-8,      # stop when the relative error falls by less; 0 never stops early
         random_state=None,      # seed or `numpy.random.RandomState`
-        callback=None,          # called as callback(TensorStarTensor, relative_error) after each sweep; True stops
+        callback=None,          # called with the star and its relative error after each sweep; True stops
         verbose: bool = False,  # show a progress bar
     ):
         if (rank is None) == (rel_error is None): raise ValueError("give either rank or rel_error, not both")
-        if rel_error is not None and init != "random": raise ValueError("rel_error grows the ranks from a random start; init must stay random")
-        if rel_error is not None and not 0 < rel_error < 1: raise ValueError(f"rel_error is {rel_error}; it must lie between 0 and 1")
-        if n_restarts < 1 or n_iter_max < 1: raise ValueError(f"n_restarts is {n_restarts} and n_iter_max {n_iter_max}; both must be 1 or more")
-        self.rank, self.rel_error, self.init, self.n_restarts, self.n_iter_max = rank, rel_error, init, n_restarts, n_iter_max
-        self.tol, self.random_state, self.callback, self.verbose = tol, random_state, callback, verbose
+        if rel_error is not None: between("rel_error", rel_error, above=0, below=1)
+        if rel_error is not None and init != "random":
+            raise ValueError("rel_error grows the ranks from a random start; init must stay random")
+        for name, value in (("n_restarts", n_restarts), ("n_iter_max", n_iter_max)): whole(name, value, 1)
+        self.rank, self.rel_error, self.init, self.tol = rank, rel_error, init, tol
+        self.n_restarts, self.n_iter_max, self.random_state = n_restarts, n_iter_max, random_state
+        self.callback, self.verbose = callback, verbose
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #dfe68b1a
 @patch
-def fit(self: TensorStar, x):
-    "Fit to `x` (order ≥ 3, real floating point); sets `decomposition_`, `errors_` (relative error per sweep), `rank_`. Raises `ValueError`/`TypeError`."
+def fit(self: TensorStar,
+    x, # order ≥ 3, real floating point, without gaps
+) -> TensorStar:
+    "Fit to `x`; sets `decomposition_`, `errors_` (relative, per sweep) and `rank_`. Errors of `check_tensor`."
     check_tensor(x, min_order=3)
-    if (unit := safe_unit(x)) != 1: return self._fit_in_units(x, unit)
+    unit = safe_unit(x)
+    if unit != 1: return self._fit_in_units(x, unit)
     rng = tl.check_random_state(self.random_state)
     if self.rel_error is not None: runs = [self._grow(x, rng) for _ in range(self.n_restarts)]
     else:
@@ -101,7 +109,8 @@ def _fit_in_units(self: TensorStar, x, unit: float):
     if isinstance(self.init, TensorStarTensor): inner.init = _times(self.init, 1 / unit)
     if self.callback: inner.callback = lambda star, error: self.callback(_times(star, unit), error)
     inner.fit(x / unit)
-    self.decomposition_, self.errors_, self.rank_ = _times(inner.decomposition_, unit), inner.errors_, inner.rank_
+    self.decomposition_ = _times(inner.decomposition_, unit)
+    self.errors_, self.rank_ = inner.errors_, inner.rank_
     return self
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #62a5d950
@@ -110,7 +119,8 @@ def _start(self: TensorStar, x, rank, rng) -> list:
     "Start nodes as `init` says; a given star must have the shape of `x` and the wanted ranks."
     if not isinstance(self.init, TensorStarTensor): return initial_star(x, rank, self.init, rng)
     if self.init.shape != tuple(x.shape) or self.init.rank != rank:
-        raise ValueError(f"init has shape {self.init.shape} and ranks {self.init.rank}; needed are {tuple(x.shape)} and {rank}")
+        given = f"init has shape {self.init.shape} and ranks {self.init.rank}"
+        raise ValueError(f"{given}; needed are {tuple(x.shape)} and {rank}")
     return self.init.weights
 
 @patch
@@ -118,7 +128,8 @@ def _als(self: TensorStar, x, weights, sweeps=None) -> tuple:
     "TS-ALS from `weights`: (star, errors)."
     star = lambda w: TensorStarTensor(w[::2], w[1::2])
     callback = self.callback and (lambda w, e: self.callback(star(w), e))
-    als = TensorNetworkALS(star(weights).network, sweeps or self.n_iter_max, self.tol, weights, callback=callback, verbose=self.verbose).fit(x)
+    how = dict(callback=callback, verbose=self.verbose)
+    als = TensorNetworkALS(star(weights).network, sweeps or self.n_iter_max, self.tol, weights, **how).fit(x)
     return star(als.weights_), als.errors_
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #17ce523e
@@ -133,29 +144,35 @@ def tensor_star(x, rank=None, **options) -> TensorStarTensor:
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #e1a8fc13
 def _growths(star: TensorStarTensor) -> list:
-    "The bond sizes of every way to grow a star by one rank, leaving out factors that would pass R_k L_k = I_k."
-    net, n = star.network, len(star.shape)
-    up = lambda *bonds: {b: net.sizes[b] + 1 for b in bonds}
-    ways = [up(b) for k in range(n) for b in (("r", k), ("l", k), ("s", k))] + [up(("l", k), ("r", (k + 1) % n)) for k in range(n)]
-    size = lambda way, b: way.get(b, net.sizes[b])
-    return [w for w in ways if all(size(w, ("r", k)) * size(w, ("l", k)) <= star.shape[k] or not {("r", k), ("l", k)} & set(w) for k in range(n))]
+    "Bond sizes of every way to grow a star by one rank, without factors that would pass R_k L_k = I_k."
+    sizes, n = star.network.sizes, len(star.shape)
+    up = lambda *bonds: {b: sizes[b] + 1 for b in bonds}
+    ways = [up(b) for k in range(n) for b in (("r", k), ("l", k), ("s", k))]
+    ways += [up(("l", k), ("r", (k + 1) % n)) for k in range(n)]
+    def fits(way, k):
+        bonds = ("r", k), ("l", k)
+        grown = [way.get(b, sizes[b]) for b in bonds]
+        return math.prod(grown) <= star.shape[k] or not set(bonds) & set(way)
+    return [way for way in ways if all(fits(way, k) for k in range(n))]
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #603a65dd
 @patch
 def _grow(self: TensorStar, x, rng) -> tuple:
-    "Grow from the smallest star to `rel_error`; `ValueError` if no growth brings it there while the star is smaller than the tensor."
-    start = capped(2, x.shape)
-    weights, errors, total = initial_star(x, (*start[:2], [1] * len(x.shape)), "random", rng), [], float(tl.sum(x * x))
+    "Grow from the smallest star to `rel_error`; `ValueError` if no star smaller than the tensor reaches it."
+    left, right, _ = capped(2, x.shape)
+    weights = initial_star(x, (left, right, [1] * len(x.shape)), "random", rng)
+    errors, total = [], float(tl.sum(x * x))
     while True:
         star, trace = self._als(x, weights, sweeps=10)
         errors += trace
-        if errors[-1] <= self.rel_error or len(errors) >= 10 * self.n_iter_max: break
-        if not (ways := [w for w in _growths(star) if star.network.resized(w).n_param < math.prod(x.shape)]): break
+        if errors[-1] <= self.rel_error: return star, errors
+        small = lambda way: star.network.resized(way).n_param < math.prod(x.shape)
+        ways = [way for way in _growths(star) if small(way)]
+        if not ways or len(errors) >= 10 * self.n_iter_max: break
         trials = [self._gain(x, star, way, errors[-1]**2 * total, total, rng) for way in ways]
         weights = max(trials, key=lambda g: g[0])[1]
-    if errors[-1] > self.rel_error:
-        raise ValueError(f"rel_error {self.rel_error} was not reached; the best star of {star.n_param} numbers has {errors[-1]:.3g}")
-    return star, errors
+    best = f"the best star of {star.n_param} numbers has {errors[-1]:.3g}"
+    raise ValueError(f"rel_error {self.rel_error} was not reached; {best}")
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #8a58a0d3
 @patch

@@ -25,12 +25,16 @@ def star_ranks(
     "The ranks (R, L, S) that `rank` means; `ValueError`/`TypeError` for a wrong number, zero or a fraction."
     if order < 3: raise ValueError(f"the tensor has {order} modes; a tensor star needs 3 or more")
     parts = list(rank) if hasattr(rank, "__len__") else [rank] * 3
-    if len(parts) != 3: raise ValueError(f"rank is {rank}; give one number, or three entries: left, right, core")
+    needed = "give one number, or three entries: left, right, core"
+    if len(parts) != 3: raise ValueError(f"rank is {rank}; {needed}")
     return tuple(_ranks(p, order, name) for p, name in zip(parts, ("rank_left", "rank_right", "rank_core")))
 
 # %% ../../nbs/tensor_star/00_star.ipynb #f21599c6
-def capped(rank, shape: tuple) -> tuple:
-    "Ranks lowered where R_k L_k exceeds the mode size I_k (the larger of the two first); the core ranks stay."
+def capped(
+    rank,         # r, or (left, right, core) with each a number or a list of N numbers
+    shape: tuple, # of the tensor
+) -> tuple:       # three lists of N numbers
+    "Ranks lowered where R_k L_k exceeds the mode size I_k, the larger of the two first; core ranks stay."
     left, right, core = star_ranks(rank, len(shape))
     for k, size in enumerate(shape):
         while left[k] * right[k] > max(size, 1) and max(left[k], right[k]) > 1:
@@ -41,15 +45,16 @@ def capped(rank, shape: tuple) -> tuple:
 # %% ../../nbs/tensor_star/00_star.ipynb #24fbe22c
 @dataclass(repr=False)
 class TensorStarTensor:
-    "A tensor in star format: `factors[k]` is (R_k, I_k, L_k) and `cores[k]` is (L_k, S_k, S_{k+1}, R_{k+1}), cyclic (arXiv 2403.10481)."
-    factors: list
-    cores: list
+    "A tensor in star format (arXiv 2403.10481). `ValueError` for arrays that do not close the star."
+    factors: list # `factors[k]` is (R_k, I_k, L_k)
+    cores: list   # `cores[k]` is (L_k, S_k, S_{k+1}, R_{k+1}), cyclic
 
     def __post_init__(self):
-        if len(self.factors) != len(self.cores):
-            raise ValueError(f"{len(self.factors)} factors and {len(self.cores)} cores; a star has as many cores as factors")
+        n, m = len(self.factors), len(self.cores)
+        if n != m: raise ValueError(f"{n} factors and {m} cores; a star has as many cores as factors")
         if any(len(f.shape) != 3 for f in self.factors) or any(len(c.shape) != 4 for c in self.cores):
-            raise ValueError("factors have 3 axes (left rank, mode, right rank), cores 4 (right rank, ring, ring, left rank of the next factor)")
+            cores = "cores 4 (right rank, ring, ring, left rank of the next factor)"
+            raise ValueError(f"factors have 3 axes (left rank, mode, right rank), {cores}")
         self.network.check(self.weights)
 
 # %% ../../nbs/tensor_star/00_star.ipynb #52945624
@@ -61,7 +66,8 @@ def shape(self: TensorStarTensor) -> tuple:
 @patch(as_prop=True)
 def rank(self: TensorStarTensor) -> tuple:
     "The 3 N ranks as lists (left, right, core)."
-    return [f.shape[0] for f in self.factors], [f.shape[2] for f in self.factors], [c.shape[1] for c in self.cores]
+    left, right = ([f.shape[axis] for f in self.factors] for axis in (0, 2))
+    return left, right, [c.shape[1] for c in self.cores]
 
 @patch(as_prop=True)
 def network(self: TensorStarTensor) -> TensorNetwork:
@@ -83,7 +89,8 @@ def n_param(self: TensorStarTensor) -> int:
 def __repr__(self: TensorStarTensor) -> str:
     "Shape, ranks and stored numbers, not the arrays."
     left, right, core = self.rank
-    return f"TensorStarTensor(shape={self.shape}, left={left}, right={right}, core={core}, n_param={self.n_param:,})"
+    ranks = f"left={left}, right={right}, core={core}"
+    return f"TensorStarTensor(shape={self.shape}, {ranks}, n_param={self.n_param:,})"
 
 # %% ../../nbs/tensor_star/00_star.ipynb #0d2d18d8
 @patch
@@ -107,7 +114,7 @@ def random_star(shape: tuple, rank, random_state=None, **context) -> TensorStarT
 # %% ../../nbs/tensor_star/00_star.ipynb #4f0d402a
 @patch
 def to_tensor_ring(self: TensorStarTensor) -> list:
-    "The same tensor as ring cores (R_k S_k, I_k, R_{k+1} S_{k+1}), equation (3), in tensorly's order of axes."
+    "The same tensor as ring cores (R_k S_k, I_k, R_{k+1} S_{k+1}), equation (3), in tensorly's order."
     ring = []
     for g, c in zip(self.factors, self.cores):
         z = contract([(("r", "i", "l"), g), (("l", "s", "t", "q"), c)], ("r", "s", "i", "q", "t"))
@@ -144,8 +151,10 @@ def save(self: TensorStarTensor, path: str | Path) -> Path:
     arrays = {f"{kind}.{k}": tl.to_numpy(w) for kind, nodes in parts.items() for k, w in enumerate(nodes)}
     return save_tensors(path, arrays, STAR_FILE, {"order": len(self.factors)})
 
-def load_star(path: str | Path) -> TensorStarTensor:
-    "Read a star that `save` wrote, in tensorly's current backend. `ValueError` for a foreign or damaged file."
+def load_star(
+    path: str | Path,
+) -> TensorStarTensor: # in tensorly's current backend
+    "Read a star that `save` wrote. `ValueError` for a foreign or damaged file."
     arrays = load_tensors(path, STAR_FILE, OLD_STAR_FILE).tensors
     n = len(arrays) // 2
     if n < 3 or set(arrays) != {f"{kind}.{k}" for kind in ("factor", "core") for k in range(n)}:
