@@ -83,7 +83,7 @@ class TensorStar:
 def fit(self: TensorStar,
     x, # order ≥ 3, real floating point, without gaps
 ) -> TensorStar:
-    "Fit to `x`; sets `decomposition_`, `errors_` (relative, per sweep) and `rank_`. Errors of `check_tensor`."
+    "Fit to `x`; sets `decomposition_`, `errors_` (relative, per sweep), `rank_`. Errors of `check_tensor`."
     check_tensor(x, min_order=3)
     unit = safe_unit(x)
     if unit != 1: return self._fit_in_units(x, unit)
