@@ -15,16 +15,17 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/attacks/03_random.ipynb #91dd2759
 def test_the_expectation_of_a_fixed_model_is_the_model_and_jensen_holds():
-    import torch
     torch.manual_seed(0)
     net, x, y = digits_example()
     test_close(Expectation(net, 3)(x), net(x), eps=1e-5)
     test_close(Expectation(net, 3, "probabilities")(x), net(x).log_softmax(1), eps=1e-5)
-    a, b = look(Counted(net), x, y, cross_entropy), look(Counted(net), x, y, cross_entropy, draws=3)
-    test_close(a[1], b[1], eps=1e-6)
+    once, thrice = (look(Counted(net), x, y, cross_entropy, draws=k) for k in (1, 3))
+    test_close(once[1], thrice[1], eps=1e-6)
     noisy = lambda z: net(z + 0.3 * torch.randn_like(z))
-    torch.manual_seed(1); of_mean = cross_entropy(Expectation(noisy, 8, "probabilities")(x), y)
-    torch.manual_seed(1); single = torch.stack([cross_entropy(noisy(x), y) for _ in range(8)]).mean(0)
+    torch.manual_seed(1)
+    of_mean = cross_entropy(Expectation(noisy, 8, "probabilities")(x), y)
+    torch.manual_seed(1)
+    single = torch.stack([cross_entropy(noisy(x), y) for _ in range(8)]).mean(0)
     assert (of_mean <= single + 1e-5).all()
     test_fail(lambda: Expectation(net, 0), contains="draws is 0")
     test_fail(lambda: Expectation(net, 2, "votes"), contains="one of 'logits', 'probabilities'")
@@ -32,79 +33,99 @@ def test_the_expectation_of_a_fixed_model_is_the_model_and_jensen_holds():
 
 # nbs/attacks/03_random.ipynb #2cbce0b7
 def test_the_averaged_gradient_approaches_the_true_one_as_one_over_root_k():
-    import torch
     torch.manual_seed(0)
-    w, x, y = torch.randn(5, dtype=torch.float64), torch.rand(400, 5, dtype=torch.float64), torch.zeros(400, dtype=torch.long)
-    model = Counted(lambda z: torch.stack([z @ w + torch.randn(len(z), dtype=z.dtype), z @ w], 1))
-    errors = [(look(model, x, y, lambda l, y: l[:, 0] ** 2, draws=k)[1] - 2 * w * (x @ w)[:, None]).pow(2).mean().sqrt().item() for k in (1, 4, 16, 64)]
+    w, x = torch.randn(5, dtype=torch.float64), torch.rand(400, 5, dtype=torch.float64)
+    y, true = torch.zeros(400, dtype=torch.long), 2 * w * (x @ w)[:, None]
+    def model(z):
+        noise = torch.randn(len(z), dtype=z.dtype)
+        return torch.stack([z @ w + noise, z @ w], 1)
+    def error(draws):
+        "Root mean square distance from the true gradient."
+        slope = look(Counted(model), x, y, lambda logits, y: logits[:, 0] ** 2, draws=draws)[1]
+        return (slope - true).pow(2).mean().sqrt().item()
+    errors = [error(k) for k in (1, 4, 16, 64)]
     assert all(1.6 < a / b < 2.5 for a, b in zip(errors, errors[1:]))
 
 
 # nbs/attacks/03_random.ipynb #ef65dd88
 def test_bpda_keeps_the_value_and_with_the_identity_the_gradient():
-    import torch
     net, x, y = digits_example()
     steps = lambda z: (4 * z).round() / 4
     assert torch.equal(BPDA(steps, net)(x), net(steps(x)))
-    plain, through = (look(Counted(m), x, y, cross_entropy) for m in (net, BPDA(lambda z: z, net)))
+    unpurified = BPDA(lambda z: z, net)
+    plain, through = (look(Counted(model), x, y, cross_entropy) for model in (net, unpurified))
     for a, b in zip(plain, through): assert torch.equal(a, b)
-    assert torch.equal(pgd(net, x, y, 0.05, steps=5).images, pgd(BPDA(lambda z: z, net), x, y, 0.05, steps=5).images)
+    a, b = (pgd(model, x, y, 0.05, steps=5).images for model in (net, unpurified))
+    assert torch.equal(a, b)
     test_fail(lambda: BPDA(lambda z: z[:, :, :4], net)(x), contains="must keep it")
 
 
 # nbs/attacks/03_random.ipynb #ea0106a7
 def test_the_gradient_is_that_of_the_stand_in_at_the_purified_point():
-    import torch
     torch.manual_seed(0)
     w, x = torch.randn(4, 3, dtype=torch.float64), torch.rand(5, 4, dtype=torch.float64, requires_grad=True)
-    logits = BPDA(lambda z: z.round(), lambda p: (p**2) @ w, stand_in=lambda z: 3 * z)(x)
-    test_close(torch.autograd.grad(logits.sum(), x)[0], 3 * 2 * x.detach().round() * w.sum(1), eps=1e-9)
+    model = BPDA(lambda z: z.round(), lambda p: (p**2) @ w, stand_in=lambda z: 3 * z)
+    slope = torch.autograd.grad(model(x).sum(), x)[0]
+    test_close(slope, 3 * 2 * x.detach().round() * w.sum(1), eps=1e-9)
 
 
 # nbs/attacks/03_random.ipynb #4ea37685
 def test_the_gradient_is_the_plain_one_with_noise_and_with_guidance():
-    import torch
     torch.manual_seed(0)
     w = torch.randn(6, 6, dtype=torch.float64) / 3
     def guided(z, rng=None):
-        slope = torch.autograd.grad((z @ w).tanh().pow(2).sum(), z, create_graph=True)[0]
-        return (z @ w).tanh() + 0.3 * slope + 0.1 * torch.randn(z.shape, dtype=z.dtype, generator=rng)
+        mean = (z @ w).tanh()
+        slope = torch.autograd.grad(mean.pow(2).sum(), z, create_graph=True)[0]
+        return mean + 0.3 * slope + 0.1 * torch.randn(z.shape, dtype=z.dtype, generator=rng)
     def gradient(segments, own):
-        x, rng = torch.ones(3, 6, dtype=torch.float64, requires_grad=True), torch.Generator().manual_seed(5) if own else None
+        "Gradient through ten steps, and the next number of the generator."
+        x = torch.ones(3, 6, dtype=torch.float64, requires_grad=True)
+        rng = torch.Generator().manual_seed(5) if own else None
         torch.manual_seed(7)
         steps = [partial(guided, rng=rng)] * 10
-        z = checkpointed(steps, x, segments, rng) if segments else reduce(lambda z, step: step(z), steps, x)
+        if segments: z = checkpointed(steps, x, segments, rng)
+        else: z = reduce(lambda z, step: step(z), steps, x)
         return torch.autograd.grad(z.pow(2).sum(), x)[0], torch.rand(1, generator=rng)
     for own in (False, True):
-        want = gradient(0, own)
+        plain = gradient(0, own)
         for segments in (1, 3, 4, 10):
-            got = gradient(segments, own)
-            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
-    test_fail(lambda: checkpointed([guided] * 3, torch.ones(1, 6), segments=4), contains="4 segments for 3 steps")
+            for found, wanted in zip(gradient(segments, own), plain): assert torch.equal(found, wanted)
+
+
+# nbs/attacks/03_random.ipynb #64e26439
+def test_a_chain_has_no_more_segments_than_steps():
+    step = lambda z: 2 * z
+    test_close(checkpointed([step] * 3, torch.ones(1, 6), segments=3), torch.full((1, 6), 8.0))
+    for segments in (0, 4):
+        says = f"{segments} segments for 3 steps"
+        test_fail(lambda: checkpointed([step] * 3, torch.ones(1, 6), segments), exc=ValueError, contains=says)
 
 
 # nbs/attacks/03_random.ipynb #eb570a6d
 def test_memory_grows_with_the_root_of_the_number_of_steps():
-    import torch
     torch.manual_seed(0)
     w, x = torch.randn(20, 20) / 5, torch.rand(50, 20)
     step = lambda z: (z @ w).tanh() + 0.1 * torch.randn_like(z)
     plain, saved = ([gradient_bytes([step] * k, x, s) for k in (16, 256)] for s in (0, None))
-    assert 12 < plain[1] / plain[0] < 17 and 2.5 < saved[1] / saved[0] < 5 and saved[1] < plain[1] / 5
+    assert 12 < plain[1] / plain[0] < 17
+    assert 2.5 < saved[1] / saved[0] < 5
+    assert saved[1] < plain[1] / 5
 
 
 # nbs/attacks/03_random.ipynb #f25de339
 def test_a_hidden_gradient_is_found_out():
-    import torch
     net, x, y = digits_example()
     x, y = x[:60], y[:60]
     greys = lambda z: (4 * z).round() / 4
     saturated, rounded = lambda z: 1e4 * net(z), lambda z: net(greys(z))
-    fooled = partial(pgd, eps=0.15, steps=20, start="image")
-    remedy = {"saturated": (saturated, partial(fooled, loss="margin")), "rounded": (rounded, transfer(BPDA(greys, net), fooled))}
-    plain = worst_case(net, x, y, {"PGD": fooled, "Square": partial(square, eps=0.15, queries=300)}).robust_accuracy
-    for model, cure in remedy.values():
-        report = worst_case(model, x, y, {"weak": fooled, "cure": cure, "Square": partial(square, eps=0.15, queries=300)})
+    fooled, search = partial(pgd, eps=0.15, steps=20, start="image"), partial(square, eps=0.15, queries=300)
+    plain = worst_case(net, x, y, {"PGD": fooled, "Square": search}).robust_accuracy
+    def check(model, cure):
+        "The weak attack finds nothing, the others as much as there is."
+        report = worst_case(model, x, y, {"weak": fooled, "cure": cure, "Square": search})
         left = report.table["accuracy left"]
-        assert left["weak"] > left["clean"] - 0.05 > plain + 0.5                      # the trap is set,
-        assert max(left["cure"], left["Square"]) < plain + 0.1 and report.robust_accuracy < plain + 0.05   # and nobody falls into it
+        assert left["weak"] > left["clean"] - 0.05 > plain + 0.5
+        assert max(left["cure"], left["Square"]) < plain + 0.1
+        assert report.robust_accuracy < plain + 0.05
+    check(saturated, partial(fooled, loss="margin"))
+    check(rounded, transfer(BPDA(greys, net), fooled))

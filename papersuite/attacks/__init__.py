@@ -25,6 +25,7 @@ from ..core.measure import peak_bytes
 # %% ../../nbs/attacks/07_init.ipynb #629dfd2a
 _all_ = [
     "ATTACKS", "Adversary", "BPDA", "Budget", "Counted", "Expectation", "LOSSES", "Threat", "View",
-    "WorstCase", "adversarial_loss", "adversaries", "apgd", "apgd_targeted", "attack", "attack_set", "auto_attack",
-    "checkpointed", "digits_example", "distance", "evaluate", "fab", "flow_variation", "nearest_mistake",
-    "peak_bytes", "pgd", "project", "square", "stadv", "trades_loss", "transfer", "warp", "wilson", "worst_case"]
+    "WorstCase", "adversarial_loss", "adversaries", "apgd", "apgd_targeted", "attack", "attack_set",
+    "auto_attack", "checkpointed", "digits_example", "distance", "evaluate", "fab",
+    "flow_variation", "nearest_mistake", "peak_bytes", "pgd", "project", "square", "stadv",
+    "trades_loss", "transfer", "warp", "wilson", "worst_case"]

@@ -24,11 +24,11 @@ from torch import Tensor
 @dataclass
 class WorstCase:
     "What several attacks leave of a model."
-    failure: dict[str, Tensor] # attack -> (n,) share of fresh looks at which the model was wrong; NaN where the attack was not tried
+    failure: dict[str, Tensor] # attack -> (n,) share of fresh looks with a wrong answer; NaN where not tried
     images: Tensor             # (n, ...) the worst of all images tried
     failure_of_worst: Tensor   # (n,) share of wrong answers on `images`, from looks of its own
     forwards: dict[str, int]   # attack -> images forward, the judging excluded
-    backwards: dict[str, int]
+    backwards: dict[str, int]  # attack -> gradients taken
 
     @property
     def robust_accuracy(self) -> float:
@@ -37,13 +37,15 @@ class WorstCase:
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #e34ad16e
 def failure_share(
-    model: Callable,
-    x: Tensor, # (n, ...)
-    y: Tensor, # (n,)
-    repeats: int = 1,
-) -> Tensor:   # (n,) in [0, 1]
+    model: Callable,  # (n, ...) images in [0, 1] -> (n, classes) logits
+    x: Tensor,        # (n, ...) images in [0, 1]
+    y: Tensor,        # (n,) labels
+    repeats: int = 1, # looks; one is enough for a model that always answers alike
+) -> Tensor:          # (n,) in [0, 1]
     "Share of `repeats` looks at which the model is wrong."
-    with torch.no_grad(): return torch.stack([(Counted(model)(x).argmax(1) != y).float() for _ in range(repeats)]).mean(0)
+    counted = Counted(model)
+    with torch.no_grad(): looks = [(counted(x).argmax(1) != y).float() for _ in range(repeats)]
+    return torch.stack(looks).mean(0)
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #40c0e515
 @in_evaluation_mode
@@ -52,23 +54,26 @@ def worst_case(
     x: Tensor,       # (n, ...) images in [0, 1]
     y: Tensor,       # (n,) labels
     attacks: dict[str, Callable], # name -> (model, x, y) -> `Adversary`
-    every: bool = True, # each attack on each image? False: only on those still standing, unless the model is random
+    every: bool = True, # each attack on each image? False: on those still standing, unless it is random
     repeats: int = 1,   # looks by which images are judged; more than one for random models
 ) -> WorstCase:
-    "Per attack and image, how often the model is wrong; per image, the worst. `TypeError` or `ValueError` before the model is called."
+    """Per attack and image, how often the model is wrong; per image, the worst. `TypeError` or `ValueError`
+    before the model is called."""
     check_attack(x, y, repeats=repeats)
-    if not attacks or "clean" in attacks: raise ValueError("attacks must hold at least one attack, and none named 'clean'")
+    if not attacks or "clean" in attacks:
+        raise ValueError("attacks must hold at least one attack, and none named 'clean'")
     every = every or is_random(model, x)
     report = WorstCase({"clean": failure_share(model, x, y, repeats)}, x.clone(), None, {}, {})
     worst = report.failure["clean"].clone()
-    for name, attack in attacks.items(): _meet(report, worst, model, x, y, name, attack, every, repeats)
+    for name, attack in attacks.items():
+        on = torch.arange(len(x), device=x.device) if every else (worst == 0).nonzero()[:, 0]
+        _meet(report, worst, model, x, y, name, attack, on, repeats)
     report.failure_of_worst = failure_share(model, report.images, y, repeats)
     return report
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #71c5bcfc
-def _meet(report, worst, model, x, y, name, attack, every, repeats):
+def _meet(report, worst, model, x, y, name, attack, on, repeats):
     "One attack: its images, its bill, its shares; `report` and `worst` are updated in place."
-    on = torch.arange(len(x), device=x.device) if every else (worst == 0).nonzero()[:, 0]
     share = torch.full_like(worst, torch.nan)
     report.failure[name], report.forwards[name], report.backwards[name] = share, 0, 0
     if not len(on): return
@@ -76,57 +81,76 @@ def _meet(report, worst, model, x, y, name, attack, every, repeats):
     report.forwards[name], report.backwards[name] = found.forwards, found.backwards
     share[on] = failure_share(model, found.images, y[on], repeats)
     more = share[on] > worst[on]
-    report.images[on[more]], worst[on[more]] = found.images[more], share[on[more]]
+    at = on[more]
+    report.images[at], worst[at] = found.images[more], share[at]
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #6c77b6af
 @patch(as_prop=True)
 def table(self: WorstCase):
     "A pandas table: accuracy left by each attack on the images it met, images met, calls."
     import pandas as pd
-    rows = {name: {"accuracy left": 1 - share.nanmean().item(), "images met": int((~share.isnan()).sum()), "forward": self.forwards.get(name, 0),
-                   "backward": self.backwards.get(name, 0)} for name, share in self.failure.items()}
-    total = {"accuracy left": self.robust_accuracy, "images met": len(self.images), "forward": sum(self.forwards.values()), "backward": sum(self.backwards.values())}
-    return pd.DataFrame(rows | {"worst of all": total}).T.astype({"images met": int, "forward": int, "backward": int})
+    rows = {name: self._row(name, share) for name, share in self.failure.items()}
+    forward, backward = (sum(calls.values()) for calls in (self.forwards, self.backwards))
+    rows["worst of all"] = (self.robust_accuracy, len(self.images), forward, backward)
+    columns = {"accuracy left": float, "images met": int, "forward": int, "backward": int}
+    return pd.DataFrame(rows.values(), index=list(rows), columns=list(columns)).astype(columns)
 
-# %% ../../nbs/attacks/02_autoattack.ipynb #fa8f33b1
+@patch
+def _row(self: WorstCase, name, share):
+    "Accuracy left, images met, calls forward and backward of one attack."
+    met = int((~share.isnan()).sum())
+    return 1 - share.nanmean().item(), met, self.forwards.get(name, 0), self.backwards.get(name, 0)
+
+# %% ../../nbs/attacks/02_autoattack.ipynb #27e36fc0
 def attack_set(
     eps: float,          # radius of the ball
     norm: str = "linf",  # or "l2"
-    version: str = "standard", # or "rand"
-    steps: int = 100,    # of the gradient attacks
-    queries: int = 5000, # of Square
-    draws: int = 20,     # of the random set
+    version: str = "standard", # or "rand", for random models
+    steps: int = 100,    # of the gradient attacks; 100 as published
+    queries: int = 5000, # of Square; 5000 as published
+    draws: int = 20,     # gradients averaged per step in the random set; 20 as published
     classes: int = 10,   # of the model: 9 targets at most, margin instead of DLR below 4
-    seed: int = 0,
-) -> dict[str, Callable]:
+    seed: int = 0,       # of the starts and of Square
+) -> dict[str, Callable]: # name -> (model, x, y) -> `Adversary`
     "The attacks of AutoAttack, arXiv 2003.01690 section 4; `ValueError` for an unknown version."
     few = classes < 4
-    if version == "rand":
-        kind = dict(eps=eps, norm=norm, steps=steps, draws=draws, seed=seed, stop=False) # the first misreading may be luck
-        return {"APGD, cross entropy": partial(apgd, **kind), "APGD, " + ("margin" if few else "DLR"): partial(apgd, loss="margin" if few else "dlr", **kind)}
+    climbs = dict(eps=eps, norm=norm, steps=steps, seed=seed)
+    if version == "rand": return _random_set(few, climbs | dict(draws=draws))
     if version != "standard": raise ValueError(f"version is {version!r}; it must be 'standard' or 'rand'")
-    kind = dict(eps=eps, norm=norm, steps=steps)
-    second = {"APGD, margin": partial(apgd, loss="margin", seed=seed, **kind)} if few else {"APGD, targeted DLR": partial(apgd_targeted, seed=seed, **kind)}
-    return {"APGD, cross entropy": partial(apgd, seed=seed, **kind)} | second | {
-        "FAB": partial(fab, **kind), "Square": partial(square, eps=eps, norm=norm, queries=queries, seed=seed)}
+    found = {"APGD, cross entropy": partial(apgd, **climbs)}
+    if few: found["APGD, margin"] = partial(apgd, loss="margin", **climbs)
+    else: found["APGD, targeted DLR"] = partial(apgd_targeted, **climbs)
+    found["FAB"] = partial(fab, eps=eps, norm=norm, steps=steps)
+    found["Square"] = partial(square, eps=eps, norm=norm, queries=queries, seed=seed)
+    return found
+
+# %% ../../nbs/attacks/02_autoattack.ipynb #fa8f33b1
+def _random_set(few, climbs):
+    "APGD on two losses; the margin in place of DLR where there are few classes."
+    climb = partial(apgd, stop=False, **climbs)
+    second = "margin" if few else "DLR"
+    return {"APGD, cross entropy": climb, f"APGD, {second}": partial(climb, loss=second.lower())}
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #bada1ff6
 @in_evaluation_mode
 def auto_attack(
-    model: Callable, # (n, c, h, w) images in [0, 1] -> (n, classes) logits
-    x: Tensor,       # (n, c, h, w) images in [0, 1]
-    y: Tensor,       # (n,) labels
-    eps: float,      # radius of the ball
-    norm: str = "linf",
+    model: Callable,     # (n, c, h, w) images in [0, 1] -> (n, classes) logits
+    x: Tensor,           # (n, c, h, w) images in [0, 1]
+    y: Tensor,           # (n,) labels
+    eps: float,          # radius of the ball
+    norm: str = "linf",  # or "l2"
     version: str = "standard", # "rand" for random models
-    repeats: int = 1,          # looks by which images are judged
-    **size,          # steps, queries, draws, seed of `attack_set`
+    repeats: int = 1,    # looks by which images are judged; more than one for random models
+    **size,              # steps, queries, draws, seed of `attack_set`
 ) -> WorstCase:
-    "AutoAttack: the attacks of `attack_set` in turn, each on the images still standing (random models: on all). `TypeError` or `ValueError` for bad input."
-    check_attack(x, y, eps, norm, repeats=repeats, **{k: v for k, v in size.items() if k != "seed"})
-    attack_set(eps, norm, version)
+    """AutoAttack: the attacks of `attack_set` in turn, each on the images still standing (random models: on
+    all). `TypeError` or `ValueError` for bad input."""
+    counts = {name: value for name, value in size.items() if name != "seed"}
+    check_attack(x, y, eps, norm, repeats=repeats, **counts)
+    attack_set(eps, norm, version) # refuses an unknown version before the model is called
     with torch.no_grad(): classes = Counted(model)(x[:1]).shape[1]
     if version == "standard" and is_random(model, x):
-        warnings.warn("the model is random: two looks differ; use version='rand', whose attacks average their gradients")
+        remedy = "use version='rand', whose attacks average their gradients"
+        warnings.warn(f"the model is random: two looks differ; {remedy}")
     attacks = attack_set(eps, norm, version, classes=classes, **size)
     return worst_case(model, x, y, attacks, every=version == "rand", repeats=repeats)

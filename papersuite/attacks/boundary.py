@@ -11,7 +11,8 @@ __all__ = ['onto_plane', 'nearest_mistake', 'fab']
 import torch
 from collections.abc import Callable
 from .auto_pgd import likeliest_wrong
-from .gradient import Adversary, Counted, check_attack, distance, look, in_evaluation_mode
+from .gradient import Adversary, Counted, check_attack, distance, in_evaluation_mode
+from .gradient import look, per_image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,35 +23,44 @@ def onto_plane(
     b: Tensor, # (n,) offsets
     norm: str, # "linf" or "l2"
 ) -> Tensor:   # (n, d) in [0, 1]
-    "Nearest point of the box on w·z + b = 0, equation (2); where box and plane do not meet, the box's nearest corner to it."
+    """Nearest point of the box on w·z + b = 0, equation (2); where box and plane do not meet, the box's
+    nearest corner to it."""
     wanted = -((w * x).sum(1) + b)
     u = torch.where(wanted < 0, -1, 1)[:, None] * w
     if norm == "linf": u = u.sign()
-    return (x + _travel(x, w, u, wanted.abs())[:, None] * u).clamp(0, 1)
+    time = _travel(x, w, u, wanted.abs())
+    return (x + time[:, None] * u).clamp(0, 1)
 
 # %% ../../nbs/attacks/01a_boundary.ipynb #160f39ed
 def _travel(x, w, u, wanted):
     "The λ of equation (2) at which the right side equals `wanted`."
+    tiny = torch.finfo(x.dtype).tiny
     room = torch.where(u > 0, 1 - x, x)
-    t, order = torch.where(u == 0, 0, room / u.abs().clamp_min(torch.finfo(x.dtype).tiny)).sort(dim=1)
+    t, order = torch.where(u == 0, 0, room / u.abs().clamp_min(tiny)).sort(dim=1)
     rate = (w * u).abs().gather(1, order)
-    stopped, moving = (rate * t).cumsum(1), rate.flip(1).cumsum(1).flip(1)     # gain of the first k pixels; rate of pixels k, k + 1, ...
-    corner = stopped + t * (moving - rate)                                     # the right side at each t
+    stopped, moving = _gain_and_rate(t, rate)
+    corner = stopped + t * (moving - rate) # the right side at each t
     k = (corner < wanted[:, None]).sum(1, keepdim=True)
     piece = k.clamp_max(t.shape[1] - 1)
     before = torch.where(piece > 0, stopped.gather(1, (piece - 1).clamp_min(0)), 0)
-    inside = (wanted[:, None] - before) / moving.gather(1, piece).clamp_min(torch.finfo(x.dtype).tiny)
+    inside = (wanted[:, None] - before) / moving.gather(1, piece).clamp_min(tiny)
     return torch.where(k < t.shape[1], inside, t[:, -1:])[:, 0]
 
+def _gain_and_rate(t, rate):
+    "Gain of the first k pixels, and rate of pixels k, k + 1, ..., for every k."
+    return (rate * t).cumsum(1), rate.flip(1).cumsum(1).flip(1)
+
 # %% ../../nbs/attacks/01a_boundary.ipynb #1aa38313
-def _step(x, z, f, slope, norm):
-    "Equation (3): from z, with value f and gradient of the logit difference there."
-    shape, (x, z, w) = x.shape, (a.flatten(1) for a in (x, z, slope))
-    b = f - (w * z).sum(1)
-    to_z, to_x = onto_plane(z, w, b, norm) - z, onto_plane(x, w, b, norm) - x
-    a, c = distance(to_z, norm), distance(to_x, norm)
-    alpha = (a / (a + c).clamp_min(1e-12)).clamp_max(0.1)
-    return ((1 - alpha) * (z + 1.05 * to_z) + alpha * (x + 1.05 * to_x)).clamp(0, 1).view(shape)
+def _step(x, z, value, slope, norm):
+    "Equation (3): from z, with value and gradient of the logit difference there."
+    shape = x.shape
+    x, z, w = (a.flatten(1) for a in (x, z, slope))
+    b = value - (w * z).sum(1)
+    to_z, to_x = (onto_plane(point, w, b, norm) - point for point in (z, x))
+    from_z, from_x = distance(to_z, norm), distance(to_x, norm)
+    alpha = (from_z / (from_z + from_x).clamp_min(1e-12)).clamp_max(0.1)
+    mixed = (1 - alpha) * (z + 1.05 * to_z) + alpha * (x + 1.05 * to_x)
+    return mixed.clamp(0, 1).view(shape)
 
 # %% ../../nbs/attacks/01a_boundary.ipynb #818c8c33
 def _lead(logits, y, target):
@@ -64,13 +74,14 @@ def _walk(model, x, y, target, norm, steps, enough, images, nearest):
     for _ in tqdm(range(steps), desc="FAB", leave=False, disable=None):
         on = (nearest > enough).nonzero()[:, 0]
         if not len(on): return
-        f, slope, _ = look(model, z[on], y[on], _lead, target=target[on])
-        z[on] = _step(x[on], z[on], f, slope, norm)
+        value, slope, _ = look(model, z[on], y[on], _lead, target=target[on])
+        z[on] = _step(x[on], z[on], value, slope, norm)
         with torch.no_grad(): wrong = model(z[on]).argmax(1) != y[on]
         far = distance(z[on] - x[on], norm).flatten()
-        at = on[wrong & (far < nearest[on])]
-        images[at], nearest[at] = z[at], far[wrong & (far < nearest[on])]
-        z[on[wrong]] = 0.1 * x[on[wrong]] + 0.9 * z[on[wrong]]
+        nearer = wrong & (far < nearest[on])
+        images[on[nearer]], nearest[on[nearer]] = z[on[nearer]], far[nearer]
+        back = on[wrong]
+        z[back] = 0.1 * x[back] + 0.9 * z[back]
 
 # %% ../../nbs/attacks/01a_boundary.ipynb #c3a3a92a
 def nearest_mistake(
@@ -78,16 +89,18 @@ def nearest_mistake(
     x: Tensor,          # (n, ...) images in [0, 1]
     y: Tensor,          # (n,) labels
     norm: str = "linf", # or "l2"
-    targets: int = 9,   # likeliest wrong classes to try
-    steps: int = 100,   # for each
-    enough: float = 0,  # a mistake this near will do
+    targets: int = 9,   # likeliest wrong classes to try; 9 as in AutoAttack
+    steps: int = 100,   # for each; 100 as in the paper
+    enough: float = 0,  # a mistake this near will do; 0: look for the nearest
 ) -> Adversary:         # images: the nearest misread points found, the image itself where none was
-    "Minimal perturbations by FAB, arXiv 1907.02044, one target class at a time. `TypeError` or `ValueError` before the model is called."
+    """Minimal perturbations by FAB, arXiv 1907.02044, one target class at a time. `TypeError` or `ValueError`
+    before the model is called."""
     check_attack(x, y, 1.0, norm, targets=targets, steps=steps)
     counted = Counted(model)
     with torch.no_grad(): wrong = counted(x).argmax(1) != y
     images, nearest = x.clone(), torch.where(wrong, 0.0, torch.inf).to(x)
-    for target in likeliest_wrong(counted, x, y, targets).T: _walk(counted, x, y, target, norm, steps, enough, images, nearest)
+    for target in likeliest_wrong(counted, x, y, targets).T:
+        _walk(counted, x, y, target, norm, steps, enough, images, nearest)
     return Adversary(images, nearest.isfinite(), counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/01a_boundary.ipynb #f0429e4c
@@ -98,12 +111,13 @@ def fab(
     y: Tensor,          # (n,) labels
     eps: float,         # radius of the ball
     norm: str = "linf", # or "l2"
-    targets: int = 9,
-    steps: int = 100,   # for each target
+    targets: int = 9,   # likeliest wrong classes to try; 9 as in AutoAttack
+    steps: int = 100,   # for each target; 100 as in the paper
 ) -> Adversary:
-    "FAB within a ball: the nearest mistake where it lies within `eps`, else the image itself."
+    """FAB within a ball (arXiv 1907.02044): the nearest mistake where it lies within `eps`, else the image
+    itself. `TypeError` or `ValueError` before the model is called."""
     check_attack(x, y, eps, norm, targets=targets, steps=steps)
     found = nearest_mistake(model, x, y, norm, targets, steps, enough=eps)
     inside = found.success & (distance(found.images - x, norm).flatten() <= eps)
-    images = torch.where(inside.view(-1, *[1] * (x.ndim - 1)), found.images, x)
+    images = torch.where(per_image(inside, x), found.images, x)
     return Adversary(images, inside, found.forwards, found.backwards)

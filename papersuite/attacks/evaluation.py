@@ -66,17 +66,20 @@ class Joint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return torch.cat([self.a(x), self.b(x)], 1)
 
-def joint_loss(logits: Tensor, y: Tensor) -> Tensor:
-    "(n,) sum of the cross entropies of both halves."
+def joint_loss(
+    logits: Tensor, # (n, 2 classes): of `Joint`
+    y: Tensor,      # (n,) labels
+) -> Tensor:        # (n,) nats
+    "Sum of the cross entropies of both halves."
     return sum(cross_entropy(half, y) for half in logits.chunk(2, 1))
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #987966b9
 def walk(
     view: View,
-    threat: Threat,
-    steps: int,
-    draws: int = 1, # 1 for a model that always answers alike
-    seed: int = 0,
+    threat: Threat, # what the walk may change
+    steps: int,     # ≥ 1
+    draws: int = 1, # gradients averaged per step; 1 for a model that always answers alike
+    seed: int = 0,  # of the start
     auto: bool = False, # APGD on the margin instead of PGD on the view's loss?
     start: Callable | None = None, # (x, y) -> images to start from; None: at random in the ball
 ) -> Callable:  # (model, x, y) -> `Adversary`, found on the view
@@ -136,25 +139,30 @@ def _whole_auto_attack(view, threat, steps, draws, seed):
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #f002b9d1
 def adversaries(
-    defence: nn.Module, # with or without `views()`
-    threat: Threat,
-    budget: Budget = Budget(),
+    defence: nn.Module,        # with or without `views()`
+    threat: Threat,            # what the attacker may do
+    budget: Budget = Budget(), # what it may spend on an image
     others: dict[str, nn.Module] = {}, # networks to transfer from, such as "guide" and "classifier"
-    seed: int = 0,
-) -> dict[str, Callable]: # name -> attack, for `worst_case`
+    seed: int = 0,             # of starts and other random choices
+) -> dict[str, Callable]:      # name -> attack, for `worst_case`
     "Every way in: a walk on each view, what is registered, transfers, and walks from the guide's images."
     views, steps, draws = _spent_on(defence, budget)
     random, ball = draws > 0, threat.kind != "flow"
     best, draws = views.get("constant guidance", views["full gradient"]), draws or 1
     used = {name: view for name, view in views.items() if ball or name != "joint"}
     found = {name: walk(view, threat, steps, draws, seed) for name, view in used.items()}
-    usable = {name: e for name, e in ATTACKS.items() if threat.kind in e.kinds and (e.random or not random)}
-    found |= {name: entry.build(best, threat, steps, draws, seed) for name, entry in usable.items()}
+    for name, entry in _usable(threat, random).items():
+        found[name] = entry.build(best, threat, steps, draws, seed)
     found |= _transfers(defence, threat, budget, others, seed)
     if ball and random and "guide" in others:
         start = _images_of(others["guide"], threat, budget, seed)
         found["from the guide's"] = walk(best, threat, steps, draws, seed, start=start)
     return found
+
+# %% ../../nbs/attacks/05_evaluation.ipynb #0f63bb52
+def _usable(threat, random):
+    "The entries of `ATTACKS` for a threat, and for random models or others."
+    return {name: e for name, e in ATTACKS.items() if threat.kind in e.kinds and (e.random or not random)}
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #c997322d
 def _spent_on(defence, budget):
@@ -180,13 +188,13 @@ def _images_of(guide, threat, budget, seed):
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #0984456d
 def evaluate(
-    defence: nn.Module,
-    x: Tensor, # (n, c, h, w) images in [0, 1]
-    y: Tensor, # (n,) labels
-    threat: Threat,
-    budget: Budget = Budget(),
+    defence: nn.Module,        # (n, c, h, w) -> (n, classes) logits; with `views()` if it is random
+    x: Tensor,                 # (n, c, h, w) images in [0, 1]
+    y: Tensor,                 # (n,) labels
+    threat: Threat,            # what the attacker may do
+    budget: Budget = Budget(), # what it may spend on an image
     others: dict[str, nn.Module] = {}, # as in `adversaries`
-    seed: int = 0,
+    seed: int = 0,             # of all attacks and looks
 ) -> WorstCase:
     "All adversaries on all images, and the worst of them per image. `ValueError` for bad images or labels."
     looks = budget.looks if hasattr(defence, "views") else 1
@@ -195,13 +203,13 @@ def evaluate(
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #b621349c
 def auto_attack_random(
-    defence: nn.Module,
+    defence: nn.Module,    # (n, c, h, w) -> (n, classes) logits
     x: Tensor,             # (n, c, h, w) images in [0, 1]
     y: Tensor,             # (n,) labels
     threat: Threat,        # linf or l2
-    budget: Budget = Budget(),
-    classes: int = 10,     # of the model
-    seed: int = 0,
+    budget: Budget = Budget(), # steps, draws and looks
+    classes: int = 10,     # of the model; below 4 the margin replaces DLR
+    seed: int = 0,         # of all attacks and looks
 ) -> WorstCase:
     "AutoAttack for random models, arXiv 2003.01690. `ValueError` for a flow."
     if threat.kind == "flow": raise ValueError("AutoAttack knows balls only; use `evaluate` for a flow")

@@ -20,25 +20,29 @@ def kl(
     output: Tensor,    # (n, classes) logits elsewhere
 ) -> Tensor:           # (n,) nats
     "Kullback-Leibler divergence of the class probabilities, from `reference`; arXiv 1901.08573 eq. 5."
-    return F.kl_div(output.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True).sum(1)
+    here, there = reference.log_softmax(1), output.log_softmax(1)
+    return F.kl_div(there, here, reduction="none", log_target=True).sum(1)
 
-def mse(reference: Tensor, output: Tensor) -> Tensor:
-    "(n,) squared distance."
+def mse(
+    reference: Tensor, # (n, classes) logits of the input
+    output: Tensor,    # (n, classes) logits elsewhere
+) -> Tensor:           # (n,)
+    "Squared distance of the logits, summed over the classes."
     return (reference - output).square().flatten(1).sum(1)
 
 DISTANCES = {"kl": kl, "mse": mse}
 
 # %% ../../nbs/attacks/06_losses.ipynb #c7c8aa6a
 def worst_neighbour(
-    model: nn.Module, # (n, ...) in [0, 1] -> (n, classes) logits
-    x: Tensor,        # (n, ...) in [0, 1]
-    eps: float,       # radius of the ball
-    norm: str = "linf", # or "l2"
-    steps: int = 10,  # of the walk
-    step: float | None = None, # length of one; None: 2.5 eps / steps
+    model: nn.Module,    # (n, ...) in [0, 1] -> (n, classes) logits
+    x: Tensor,           # (n, ...) in [0, 1]
+    eps: float,          # radius of the ball
+    norm: str = "linf",  # or "l2"
+    steps: int = 10,     # of the walk; 10 as in the paper
+    step: float | None = None, # length of one; None: 2.5 eps / steps, as for PGD
     distance: str = "kl",      # a name of `DISTANCES`
-    generator: torch.Generator | None = None,
-) -> Tensor:          # (n, ...) within `eps` of x and within [0, 1]
+    generator: torch.Generator | None = None, # of the first step aside; None: torch's own
+) -> Tensor:             # (n, ...) within `eps` of x and within [0, 1]
     "Where the model changes its mind most: the inner maximum of (1)."
     step = 2.5 * eps / steps if step is None else step
     noise = 0.001 * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -54,32 +58,44 @@ def worst_neighbour(
 def _uphill(model, z, logits, distance):
     "Gradient of the distance from `logits`, by the neighbour."
     z = z.detach().requires_grad_()
-    with torch.enable_grad(): slope, = torch.autograd.grad(DISTANCES[distance](logits, model(z)).sum(), z)
+    with torch.enable_grad():
+        moved = DISTANCES[distance](logits, model(z)).sum()
+        slope, = torch.autograd.grad(moved, z)
     return slope
 
 # %% ../../nbs/attacks/06_losses.ipynb #a50f2fc2
 def trades_loss(
-    model: nn.Module,
+    model: nn.Module,     # (n, ...) in [0, 1] -> (n, classes) logits
     x: Tensor,            # (n, ...) in [0, 1]
-    y: Tensor,            # (n,)
+    y: Tensor,            # (n,) labels
     eps: float,           # radius of the ball; 0: cross entropy alone
     lam: float = 6.0,     # price of a change of mind; 6 is that of the paper
     norm: str = "linf",   # or "l2"
-    steps: int = 10,      # of the inner walk
+    steps: int = 10,      # of the inner walk; 10 as in the paper
     step: float | None = None, # length of one; None: 2.5 eps / steps
     distance: str = "kl", # or "mse"
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, # of the walk's first step aside; None: torch's own
 ) -> Tensor:              # scalar
-    "Equation (1) on a batch (arXiv 1901.08573). `ValueError` for images, labels or settings that cannot be meant."
+    """Equation (1) on a batch (arXiv 1901.08573). `ValueError` for images, labels or settings that cannot be
+    meant."""
     check_trades(x, y, eps, lam, norm, steps, distance)
     if not eps or not lam: return F.cross_entropy(model(x), y)
-    z = worst_neighbour(getattr(model, "module", model), x, eps, norm, steps, step, distance, generator)
+    bare = getattr(model, "module", model) # a wrapper for several GPUs has its network inside
+    z = worst_neighbour(bare, x, eps, norm, steps, step, distance, generator)
     clean, worst = model(torch.cat([x, z])).chunk(2)
     return F.cross_entropy(clean, y) + lam * DISTANCES[distance](clean, worst).mean()
 
 # %% ../../nbs/attacks/06_losses.ipynb #d78f61f4
-def check_trades(x, y, eps, lam, norm, steps, distance):
-    "Refuse what `trades_loss` cannot do."
+def check_trades(
+    x: Tensor,     # (n, ...) in [0, 1]
+    y: Tensor,     # (n,) labels
+    eps: float,    # ≥ 0
+    lam: float,    # ≥ 0
+    norm: str,     # "linf" or "l2"
+    steps: int,    # ≥ 1
+    distance: str, # a name of `DISTANCES`
+):
+    "Refuse what `trades_loss` cannot do: `TypeError` or `ValueError` in one sentence."
     check_attack(x, y, eps or 1.0, norm, steps=steps)
     between("lam", lam, least=0)
     one_of("distance", distance, DISTANCES)
@@ -88,14 +104,15 @@ def check_trades(x, y, eps, lam, norm, steps, distance):
 def adversarial_loss(
     model: nn.Module,     # (n, ...) in [0, 1] -> (n, classes) logits
     x: Tensor,            # (n, ...) in [0, 1]
-    y: Tensor,            # (n,)
-    eps: float,           # radius of the ball
+    y: Tensor,            # (n,) labels
+    eps: float,           # radius of the ball, > 0
     norm: str = "linf",   # or "l2"
     steps: int = 10,      # of PGD
     step: float | None = None, # length of one; None: that of `pgd`
     seed: int | torch.Generator = 0, # where PGD begins in the ball
 ) -> Tensor:              # scalar
-    "Equation (2) on a batch (arXiv 1706.06083). `ValueError` for images, labels or settings that cannot be meant."
+    """Equation (2) on a batch (arXiv 1706.06083). `ValueError` for images, labels or settings that cannot be
+    meant."""
     bare = getattr(model, "module", model)
     with evaluation_mode(bare, warn=False):
         worst = pgd(bare, x, y, eps, norm, steps=steps, step=step, stop=False, seed=seed).images

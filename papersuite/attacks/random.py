@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/attacks/03_random.ipynb #58a324d8
 class Expectation(torch.nn.Module):
-    "The mean of a random model over `draws` looks, equation (1): of its logits, or of its probabilities (returned as logarithms)."
+    """The mean of a random model over `draws` looks, equation (1): of its logits, or of its probabilities
+    (returned as logarithms). `ValueError` for another mean or fewer than one look."""
     def __init__(self,
         model: Callable,      # (n, ...) -> (n, classes) logits, different at each call
         draws: int,           # k
@@ -29,13 +30,18 @@ class Expectation(torch.nn.Module):
         one_of("over", over, ("logits", "probabilities"))
         self.model, self.draws, self.over = model, draws, over
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self,
+        x: Tensor, # (n, ...) images
+    ) -> Tensor:   # (n, classes) logits, or logarithms of probabilities
+        "The mean of `draws` calls."
         logits = torch.stack([self.model(x) for _ in range(self.draws)])
-        return logits.mean(0) if self.over == "logits" else logits.log_softmax(-1).logsumexp(0) - math.log(self.draws)
+        if self.over == "logits": return logits.mean(0)
+        return logits.log_softmax(-1).logsumexp(0) - math.log(self.draws)
 
 # %% ../../nbs/attacks/03_random.ipynb #b74da124
 class BPDA(torch.nn.Module):
-    "Classifier behind a purifier, with the gradient of a stand-in, equation (2); arXiv 1802.00420, section 4.1."
+    """Classifier behind a purifier, with the gradient of a stand-in, equation (2); arXiv 1802.00420, section
+    4.1. `ValueError` for a purifier that changes the shape."""
     def __init__(self,
         purifier: Callable,   # (n, ...) images -> (n, ...) images; never differentiated
         classifier: Callable, # (n, ...) -> (n, classes) logits
@@ -44,9 +50,14 @@ class BPDA(torch.nn.Module):
         super().__init__()
         self.purifier, self.classifier, self.stand_in = purifier, classifier, stand_in
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self,
+        x: Tensor, # (n, ...) images
+    ) -> Tensor:   # (n, classes) logits
+        "What the classifier says of the purified images."
         with torch.no_grad(): clean = self.purifier(x)
-        if clean.shape != x.shape: raise ValueError(f"the purifier turned shape {tuple(x.shape)} into {tuple(clean.shape)}; it must keep it")
+        if clean.shape != x.shape:
+            before, after = tuple(x.shape), tuple(clean.shape)
+            raise ValueError(f"the purifier turned shape {before} into {after}; it must keep it")
         soft = x if self.stand_in is None else self.stand_in(x)
         return self.classifier(_with_value(soft, clean))
 
@@ -78,33 +89,37 @@ def _segment(steps, rng):
 
 # %% ../../nbs/attacks/03_random.ipynb #bdc304f0
 def checkpointed(
-    steps: Sequence[Callable], # K functions, each from state to state, applied in turn
-    x: Tensor,                 # the first state
-    segments: int | None = None, # None: √K, rounded up
+    steps: Sequence[Callable],   # K functions, each from state to state, applied in turn
+    x: Tensor,                   # the first state
+    segments: int | None = None, # from 1 to K; None: √K, rounded up, which needs the least memory
     rng: torch.Generator | None = None, # the generator that the steps draw from, if not a global one
-) -> Tensor:                   # the last state
-    "A long chain whose backward pass keeps the inputs of `segments` segments only, arXiv 1604.06174; `ValueError` for more segments than steps."
+) -> Tensor:                     # the last state
+    """A long chain whose backward pass keeps the inputs of `segments` segments only, arXiv 1604.06174.
+    `ValueError` for more segments than steps."""
     steps = list(steps)
     segments = math.ceil(math.sqrt(len(steps))) if segments is None else segments
-    if not 1 <= segments <= len(steps): raise ValueError(f"{segments} segments for {len(steps)} steps; there must be at least one, and no more than steps")
+    if not 1 <= segments <= len(steps):
+        needed = "there must be at least one, and no more than steps"
+        raise ValueError(f"{segments} segments for {len(steps)} steps; {needed}")
     length = math.ceil(len(steps) / segments)
-    for i in range(0, len(steps), length): x = checkpoint(_segment(steps[i:i + length], rng), x, use_reentrant=False)
+    for i in range(0, len(steps), length):
+        x = checkpoint(_segment(steps[i:i + length], rng), x, use_reentrant=False)
     return x
 
 # %% ../../nbs/attacks/03_random.ipynb #5cc93dc3
 def gradient_bytes(
-    steps: Sequence[Callable],
-    x: Tensor,
-    segments: int | None = None, # of `checkpointed`; 0: no checkpoints
-) -> int:
-    "Peak memory in bytes of running the chain and differentiating the sum of its result by x."
-    def both():
+    steps: Sequence[Callable],   # K functions, each from state to state
+    x: Tensor,                   # the first state
+    segments: int | None = None, # of `checkpointed`; 0: no checkpoints; None: √K
+) -> int:                        # bytes
+    "Peak memory of running the chain and differentiating the sum of its result by x."
+    def run_and_differentiate():
         z = start = x.detach().requires_grad_()
         if segments == 0:
             for step in steps: z = step(z)
         else: z = checkpointed(steps, z, segments)
         return torch.autograd.grad(z.sum(), start)
-    return peak_bytes(both)
+    return peak_bytes(run_and_differentiate)
 
 # %% ../../nbs/attacks/03_random.ipynb #df82bfae
 def transfer(

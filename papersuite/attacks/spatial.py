@@ -12,22 +12,32 @@ import math
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable
-from .gradient import Adversary, Counted, check_attack, in_evaluation_mode, margin
+from .gradient import Adversary, Counted, check_attack, check_range
+from .gradient import in_evaluation_mode, margin
 from torch import Tensor
 from tqdm import tqdm
 
 # %% ../../nbs/attacks/04_spatial.ipynb #f9597227
 def warp(
-    x: Tensor,    # (n, c, h, w)
+    x: Tensor,    # (n, c, h, w) images
     flow: Tensor, # (n, 2, h, w): pixels to the right, pixels down
 ) -> Tensor:      # (n, c, h, w)
-    "Images read along a flow, arXiv 1801.02612 eq. 1; `ValueError` for a flow of another shape."
-    n, _, h, w = x.shape
-    if flow.shape != (n, 2, h, w): raise ValueError(f"flow has shape {tuple(flow.shape)}; images of shape {tuple(x.shape)} need {(n, 2, h, w)}")
-    if not flow.isfinite().all(): raise ValueError("the flow holds NaN or infinite moves; every entry must be a number of pixels")
-    rows, columns = torch.meshgrid(*(torch.arange(k, device=x.device, dtype=x.dtype) for k in (h, w)), indexing="ij")
+    "Images read along a flow, arXiv 1801.02612 eq. 1; `ValueError` for another shape, NaN or infinite moves."
+    _check_moves(x, flow)
+    h, w = x.shape[-2:]
+    positions = (torch.arange(k, device=x.device, dtype=x.dtype) for k in (h, w))
+    rows, columns = torch.meshgrid(*positions, indexing="ij")
     place = torch.stack([(columns + flow[:, 0]) / (w - 1), (rows + flow[:, 1]) / (h - 1)], -1)
     return F.grid_sample(x, 2 * place - 1, mode="bilinear", padding_mode="border", align_corners=True)
+
+def _check_moves(x, flow):
+    "Refuse a flow of another shape, and one that would read outside of memory."
+    n, _, h, w = x.shape
+    if flow.shape != (n, 2, h, w):
+        given, images = tuple(flow.shape), tuple(x.shape)
+        raise ValueError(f"flow has shape {given}; images of shape {images} need {(n, 2, h, w)}")
+    if not flow.isfinite().all():
+        raise ValueError("the flow holds NaN or infinite moves; every entry must be a number of pixels")
 
 # %% ../../nbs/attacks/04_spatial.ipynb #2bccd712
 def flow_variation(
@@ -35,55 +45,74 @@ def flow_variation(
 ) -> Tensor:      # (n,) in pixels; each pair of neighbours once
     "Total variation of a flow, arXiv 1801.02612 eq. 4."
     tiny = 1e-4
-    length = lambda d: ((d**2).sum(1) + tiny**2).sqrt().sub(tiny).flatten(1).sum(1)
+    def length(difference):
+        return ((difference**2).sum(1) + tiny**2).sqrt().sub(tiny).flatten(1).sum(1)
     return length(flow.diff(dim=2)) + length(flow.diff(dim=3))
 
 # %% ../../nbs/attacks/04_spatial.ipynb #863e840f
 def _start(x):
     "θ of equation (3) at the start: inwards by a hundredth; (n, 2, h, w)."
-    inward = [0.01 * torch.linspace(1, -1, k, device=x.device, dtype=x.dtype).sign() for k in x.shape[-2:]]
-    down, right = inward[0][:, None].expand(x.shape[-2:]), inward[1].expand(x.shape[-2:])
+    h, w = x.shape[-2:]
+    towards_middle = lambda k: 0.01 * torch.linspace(1, -1, k, device=x.device, dtype=x.dtype).sign()
+    right, down = towards_middle(w).expand(h, w), towards_middle(h)[:, None].expand(h, w)
     return torch.stack([right, down]).repeat(len(x), 1, 1, 1)
 
 # %% ../../nbs/attacks/04_spatial.ipynb #79c1e71b
-def _kept(found, counted, z, y, kappa):
-    "Margin of z; images that are misread for the first time are noted in `found` = [images, success]."
+def _kept(images, success, counted, z, y, kappa):
+    "(n,) margin of z, up to kappa; the first misread warp of an image is noted in `images` and `success`."
     logits = counted(z)
-    if y.max() >= logits.shape[1]: raise ValueError(f"a label is {int(y.max())}, but the model has {logits.shape[1]} classes")
-    first = (logits.argmax(1) != y) & ~found[1]
-    found[0][first], found[1][first] = z.detach()[first], True
+    check_range(y, logits)
+    first = (logits.argmax(1) != y) & ~success
+    images[first], success[first] = z.detach()[first], True
     return margin(logits, y).clamp_max(kappa)
 
-# %% ../../nbs/attacks/04_spatial.ipynb #deae47d4
+# %% ../../nbs/attacks/04_spatial.ipynb #2d646b81
 @in_evaluation_mode
 @torch.enable_grad()
 def stadv(
-    model: Callable, # (n, c, h, w) images in [0, 1] -> (n, classes) logits
-    x: Tensor,       # (n, c, h, w) images in [0, 1], 3 × 3 or larger
-    y: Tensor,       # (n,) labels
-    bound: float = 1.0, tau: float = 0.05, # largest move in pixels, each way; weight of the variation
-    steps: int = 100, rate: float = 0.1, # of Adam
-    kappa: float = 0.0, stop: bool = True, # margin that is enough; keep the first misread warp? False: keep the last
-) -> Adversary:      # an image that is never misread comes back as its last warp
-    "Spatially transformed images, arXiv 1801.02612 eq. 2-4. `TypeError` or `ValueError` for bad input before the model is called."
-    check_attack(x, y, steps=steps); _check_flow(x, bound, tau, rate)
-    counted, found = Counted(model), [x.clone(), torch.zeros_like(y, dtype=torch.bool)]
-    optimiser = torch.optim.Adam([theta := _start(x).requires_grad_()], rate)
+    model: Callable,     # (n, c, h, w) images in [0, 1] -> (n, classes) logits
+    x: Tensor,           # (n, c, h, w) images in [0, 1], 3 × 3 or larger
+    y: Tensor,           # (n,) labels
+    bound: float = 1.0,  # largest move in pixels, each way; > 0
+    tau: float = 0.05,   # weight of the variation; 0.05 as in the paper
+    steps: int = 100,    # of Adam
+    rate: float = 0.1,   # of Adam, in θ
+    kappa: float = 0.0,  # margin that is enough; 0: a misread image is not pushed farther
+    stop: bool = True,   # keep the first misread warp? False: keep the last
+) -> Adversary:          # an image that is never misread comes back as its last warp
+    """Spatially transformed images, arXiv 1801.02612 eq. 2-4. `TypeError` or `ValueError` before the model is
+    called, `ArithmeticError` where its slope is infinite."""
+    check_attack(x, y, steps=steps)
+    _check_flow(x, bound, tau, rate)
+    counted, images, success = Counted(model), x.clone(), torch.zeros_like(y, dtype=torch.bool)
+    note = lambda z: _kept(images, success, counted, z, y, kappa)
+    last = _bend(x, note, bound, tau, steps, rate, enough=lambda: stop and success.all())
+    if not stop: success[:] = False # only the last counts
+    with torch.no_grad(): note(last)
+    found = torch.where(success.view(-1, 1, 1, 1), images, last)
+    return Adversary(found, success, counted.forwards, counted.backwards)
+
+# %% ../../nbs/attacks/04_spatial.ipynb #deae47d4
+def _bend(x, gain_of, bound, tau, steps, rate, enough):
+    "The warp after `steps` of Adam on equation (3), or when it is `enough`."
+    theta = _start(x).requires_grad_()
+    optimiser = torch.optim.Adam([theta], rate)
     for _ in tqdm(range(steps), desc="StAdv", leave=False, disable=None):
         flow = bound * theta.tanh()
-        gain = _kept(found, counted, warp(x, flow).clamp(0, 1), y, kappa) - tau * flow_variation(flow)
+        gain = gain_of(warp(x, flow).clamp(0, 1)) - tau * flow_variation(flow)
         theta.grad, = torch.autograd.grad(-gain.sum(), theta)
-        if not theta.grad.isfinite().all(): raise ArithmeticError("the gradient by the flow is NaN or infinite, as is the model's slope")
+        if not theta.grad.isfinite().all():
+            raise ArithmeticError("the gradient by the flow is NaN or infinite, as is the model's slope")
         optimiser.step()
-        if stop and found[1].all(): break
-    last = warp(x, bound * theta.detach().tanh()).clamp(0, 1)
-    if not stop: found[1][:] = False # only the last counts
-    with torch.no_grad(): _kept(found, counted, last, y, kappa)
-    return Adversary(torch.where(found[1].view(-1, 1, 1, 1), found[0], last), found[1], counted.forwards, counted.backwards)
+        if enough(): break
+    return warp(x, bound * theta.detach().tanh()).clamp(0, 1)
 
 # %% ../../nbs/attacks/04_spatial.ipynb #aed4a945
 def _check_flow(x, bound, tau, rate):
-    if x.ndim != 4 or min(x.shape[-2:]) < 3: raise ValueError(f"images have shape {tuple(x.shape)}; a flow needs (n, channels, height, width), 3 × 3 or larger")
-    for name, value, least in (("bound", bound, "above 0"), ("tau", tau, "0 or more"), ("rate", rate, "above 0")):
-        if not (0 < value if least == "above 0" else 0 <= value) or not math.isfinite(value):
-            raise ValueError(f"{name} is {value}; it must be finite and {least}")
+    "Refuse what `stadv` cannot bend."
+    if x.ndim != 4 or min(x.shape[-2:]) < 3:
+        needed = "a flow needs (n, channels, height, width), 3 × 3 or larger"
+        raise ValueError(f"images have shape {tuple(x.shape)}; {needed}")
+    for name, value in (("bound", bound), ("rate", rate)):
+        if not 0 < value < math.inf: raise ValueError(f"{name} is {value}; it must be finite and above 0")
+    if not 0 <= tau < math.inf: raise ValueError(f"tau is {tau}; it must be finite and 0 or more")
