@@ -9,22 +9,29 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/agdm/03_denoising.ipynb #b3cd0f40
 def test_the_best_denoiser_of_noise_has_the_loss_that_theory_says():
-    g, pictures = torch.Generator().manual_seed(0), torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    g = torch.Generator().manual_seed(0)
+    pictures = torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     level = DDPMScheduler().alphas_cumprod
     best = lambda z, t, return_dict: ((1 - level[t]).sqrt()[:, None, None, None] * z,)
-    for highest in (100, 400): test_close(denoising_loss(best, DDPMScheduler(), (pictures + 1) / 2, highest, g), level[:highest].mean(), eps=0.01)
+    for highest in (100, 400):
+        loss = denoising_loss(best, DDPMScheduler(), (pictures + 1) / 2, highest, g)
+        test_close(loss, level[:highest].mean(), eps=0.01)
 
 
 # nbs/agdm/03_denoising.ipynb #a4c33165
 def test_the_velocity_of_noise_cannot_be_told():
-    g, pictures = torch.Generator().manual_seed(0), torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    g = torch.Generator().manual_seed(0)
+    pictures = torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     nothing = lambda z, t, return_dict: (0 * z,)
-    test_close(denoising_loss(nothing, DDPMScheduler(prediction_type="v_prediction"), (pictures + 1) / 2, None, g), torch.tensor(1.0), eps=0.02)
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    test_close(denoising_loss(nothing, scheduler, (pictures + 1) / 2, None, g), torch.tensor(1.0), eps=0.02)
 
 
 # nbs/agdm/03_denoising.ipynb #8d0fe115
 def test_predictions_and_times_that_there_are_not_are_refused():
     x, last = torch.rand(2, 1, 4, 4), DDPMScheduler().config.num_train_timesteps
     for highest in (0, last + 1):
-        test_fail(lambda: denoising_loss(None, DDPMScheduler(), x, highest), exc=ValueError, contains=f"highest is {highest}")
-    test_fail(lambda: denoising_loss(None, DDPMScheduler(prediction_type="sample"), x), exc=ValueError, contains="'sample'")
+        says = f"highest is {highest}"
+        test_fail(lambda: denoising_loss(None, DDPMScheduler(), x, highest), exc=ValueError, contains=says)
+    image = DDPMScheduler(prediction_type="sample")
+    test_fail(lambda: denoising_loss(None, image, x), exc=ValueError, contains="'sample'")

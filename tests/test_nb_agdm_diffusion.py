@@ -18,13 +18,15 @@ def test_the_share_of_signal_is_that_of_diffusers():
         test_eq(every.t, list(range(1000, 0, -1)))
     few = levels(DDPMScheduler(1000), 70, 7)
     test_eq((few.t, few.signal[-1]), ([70, 60, 50, 40, 30, 20, 10], 1.0))
-    assert all(a > b for a, b in zip(levels(DDPMScheduler(1000), 37, 29).t, levels(DDPMScheduler(1000), 37, 29).t[1:]))
+    uneven = levels(DDPMScheduler(1000), 37, 29).t
+    assert all(a > b for a, b in zip(uneven, uneven[1:]))
 
 
 # nbs/agdm/00_diffusion.ipynb #5ce4395c
 def test_levels_outside_the_schedule_are_refused():
     scheduler = DDPMScheduler(1000)
-    test_fail(lambda: levels(scheduler, 1001), contains="start is 1001; it must be a whole number from 1 to 1,000")
+    beyond = "start is 1001; it must be a whole number from 1 to 1,000"
+    test_fail(lambda: levels(scheduler, 1001), contains=beyond)
     test_fail(lambda: levels(scheduler, 0), contains="start is 0")
     test_fail(lambda: levels(scheduler, 10, 11), contains="steps is 11; it must be a whole number from 1 to 10")
     test_fail(lambda: levels(scheduler, 70.0), contains="whole number")
@@ -34,27 +36,32 @@ def test_levels_outside_the_schedule_are_refused():
 # nbs/agdm/00_diffusion.ipynb #fc635a1b
 def test_single_steps_are_the_ancestral_sampler_of_diffusers():
     torch.manual_seed(0)
+    generator = lambda: torch.Generator().manual_seed(3)
+    def check(scheduler, t):
+        x, output = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+        theirs = scheduler.step(output, t - 1, x, generator=generator()).prev_sample
+        chain = levels(scheduler, t)
+        signal, after = chain.signal[:2]
+        mean, _ = posterior_mean(x, read_noise(output, x, signal, chain.prediction), signal, after)
+        noise = torch.randn(x.shape, generator=generator())
+        ours = mean + step_variance(signal, after) ** 0.5 * noise
+        test_close(ours, theirs, eps=1e-5 + 1e-7 / (1 - signal))
     for kind in ("epsilon", "v_prediction", "sample"):
-        scheduler = DDPMScheduler(1000, variance_type="fixed_small", clip_sample=False, prediction_type=kind)
-        for t in (1, 2, 70, 300):
-            x, output = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
-            chain = levels(scheduler, t)
-            theirs = scheduler.step(output, t - 1, x, generator=torch.Generator().manual_seed(3)).prev_sample
-            mean, _ = posterior_mean(x, read_noise(output, x, chain.signal[0], kind), *chain.signal[:2])
-            dice = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
-            test_close(mean + step_variance(*chain.signal[:2]) ** 0.5 * dice, theirs, eps=1e-5 + 1e-7 / (1 - chain.signal[0]))
+        how = dict(variance_type="fixed_small", clip_sample=False, prediction_type=kind)
+        for t in (1, 2, 70, 300): check(DDPMScheduler(1000, **how), t)
 
 
 # nbs/agdm/00_diffusion.ipynb #bbeea6d6
 def test_a_chain_of_gaussian_images_has_the_law_that_theory_says():
     torch.manual_seed(0)
     x0, n = 1.5, 40_000
+    noise = lambda: torch.randn(n, dtype=torch.float64)
     for start, steps in ((100, 100), (300, 5), (500, 1)):
         chain = levels(DDPMScheduler(1000), start, steps)
-        x = diffuse(torch.full((n,), x0, dtype=torch.float64), chain.signal[0], torch.randn(n, dtype=torch.float64))
+        x = diffuse(torch.full((n,), x0, dtype=torch.float64), chain.signal[0], noise())
         for signal, after in zip(chain.signal, chain.signal[1:]):
             mean, _ = posterior_mean(x, (1 - signal) ** 0.5 * x, signal, after)
-            x = mean + step_variance(signal, after) ** 0.5 * torch.randn(n, dtype=torch.float64)
+            x = mean + step_variance(signal, after) ** 0.5 * noise()
         keep, variance = gaussian_chain(chain)
         test_close(x.mean().item(), keep * x0, eps=4 * (variance / n) ** 0.5)
         test_close(x.var().item(), variance, eps=4 * variance * (2 / n) ** 0.5)
@@ -70,7 +77,8 @@ def test_from_pure_noise_the_full_chain_draws_and_a_single_step_averages():
 
 # nbs/agdm/00_diffusion.ipynb #3bb5c77e
 def test_a_single_step_keeps_the_share_of_signal():
+    kept = lambda start, steps: gaussian_chain(levels(DDPMScheduler(1000), start, steps))[0]
     for start in (10, 100, 400):
-        chain = levels(DDPMScheduler(1000), start, 1)
-        test_close(gaussian_chain(chain)[0], chain.signal[0], eps=1e-12)
-        assert all(gaussian_chain(levels(DDPMScheduler(1000), start, k))[0] >= chain.signal[0] - 1e-9 for k in (2, 5, start))
+        signal = levels(DDPMScheduler(1000), start, 1).signal[0]
+        test_close(kept(start, 1), signal, eps=1e-12)
+        for steps in (2, 5, start): assert kept(start, steps) >= signal - 1e-9

@@ -10,5 +10,6 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/agdm/09_init.ipynb #52831caf
 def test_the_package_has_what_it_says():
-    import papersuite.agdm
-    assert all(hasattr(papersuite.agdm, name) for name in papersuite.agdm.__all__) and "evaluate" in papersuite.agdm.__all__
+    import papersuite.agdm as package
+    assert all(hasattr(package, name) for name in package.__all__)
+    assert "evaluate" in package.__all__

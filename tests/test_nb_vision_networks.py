@@ -25,7 +25,8 @@ def test_only_batch_normalisation_ties_the_images_of_a_batch_together():
 
 # nbs/vision/02_networks.ipynb #58b638d3
 def test_wrn_28_10_has_its_published_number_of_parameters():
-    with torch.device("meta"): wide = ResNet(3, 10, (160, 320, 640), blocks=4, smooth=False, norm="batch")
+    with torch.device("meta"):
+        wide = ResNet(3, 10, (160, 320, 640), blocks=4, smooth=False, norm="batch")
     test_eq(wide.num_parameters(), 36_479_194)
     convolutions = [m for m in wide.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     test_eq(len(convolutions), 28 - 3) # the name counts the three 1 × 1 shortcuts too
@@ -34,7 +35,9 @@ def test_wrn_28_10_has_its_published_number_of_parameters():
 
 # nbs/vision/02_networks.ipynb #2e482458
 def test_normalisation_by_group_has_as_many_weights_and_no_memory():
-    with torch.device("meta"): batch, group = (ResNet(3, 10, (160, 320, 640), blocks=4, norm=norm) for norm in ("batch", "group"))
+    widths = (160, 320, 640)
+    with torch.device("meta"):
+        batch, group = (ResNet(3, 10, widths, blocks=4, norm=norm) for norm in ("batch", "group"))
     test_eq(group.num_parameters(), batch.num_parameters())
     test_eq(len(list(group.buffers())), 0)
     assert len(list(batch.buffers())) > 0
@@ -58,7 +61,8 @@ def test_the_smooth_network_has_the_second_derivative_that_differences_show():
 # nbs/vision/02_networks.ipynb #5a4272c4
 def test_a_piecewise_linear_network_hides_its_second_derivative():
     torch.manual_seed(0)
-    def curvature(bend): # of a small network in a random direction: (Hessian-vector product, change of the gradient over a finite step)
+    def curvature(bend):
+        "Along a random direction: the size of a Hessian-vector product, and how the gradient changes."
         net = nn.Sequential(nn.Linear(9, 50), bend, nn.Linear(50, 1)).double()
         def gradient(z): return torch.autograd.grad(net(z).sum(), z, create_graph=True)[0]
         z, v = torch.randn(4, 9).double().requires_grad_(), torch.randn(4, 9).double()
@@ -106,7 +110,8 @@ def test_a_fold_of_one_is_a_plain_unet():
 def test_the_pipelines_of_diffusers_take_a_folded_unet():
     pipeline = DDPMPipeline(FoldedUNet(8, channels=3, widths=(8, 16), groups=4).eval(), DDPMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(batch_size=2, num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    options = dict(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0))
+    made = pipeline(batch_size=2, **options).images
     test_eq(made.shape, (2, 8, 8, 3))
 
 
@@ -122,19 +127,27 @@ def test_a_saved_denoiser_is_the_same_denoiser():
 
 # nbs/vision/02_networks.ipynb #934f9f33
 def test_settings_that_make_no_network_are_refused_in_one_sentence():
-    for settings, words in ((dict(norm="layer"), "group, batch"), (dict(classes=1), "classes is 1"), (dict(widths=(16, 0)), "widths is"), (dict(blocks=0), "blocks is 0")):
-        with pytest.raises(ValueError, match=words): ResNet(**settings)
-    for settings, words in ((dict(sample_size=18), "multiple of 4"), (dict(fold=0), "fold is 0"), (dict(widths=()), "widths is")):
-        with pytest.raises(ValueError, match=words): FoldedUNet(**settings)
+    def refused(words, network, **settings):
+        with pytest.raises(ValueError, match=words): network(**settings)
+    refused("group, batch", ResNet, norm="layer")
+    refused("classes is 1", ResNet, classes=1)
+    refused("widths is", ResNet, widths=(16, 0))
+    refused("blocks is 0", ResNet, blocks=0)
+    refused("multiple of 4", FoldedUNet, sample_size=18)
+    refused("fold is 0", FoldedUNet, fold=0)
+    refused("widths is", FoldedUNet, widths=())
 
 
 # nbs/vision/02_networks.ipynb #74bb5dea
 def test_images_that_do_not_fit_are_refused_in_one_sentence():
     x, net, unet = torch.rand(2, 1, 16, 16), ResNet(fold=2), FoldedUNet()
     colours = x.repeat(1, 3, 1, 1)
-    for images, words in ((x[0], "needs .n, 1, height, width."), (colours, "shape .2, 3, 16, 16."), (x[..., :15], "16 × 15")):
-        with pytest.raises(ValueError, match=words): net(images)
-    for images, words in ((colours, "shape .2, 3"), (x[..., :14], "multiples of 4")):
-        with pytest.raises(ValueError, match=words): unet(images, 5)
+    def refused(words, network, *arguments):
+        with pytest.raises(ValueError, match=words): network(*arguments)
+    refused("needs .n, 1, height, width.", net, x[0])
+    refused("shape .2, 3, 16, 16.", net, colours)
+    refused("16 × 15", net, x[..., :15])
+    refused("shape .2, 3", unet, colours, 5)
+    refused("multiples of 4", unet, x[..., :14], 5)
     with pytest.raises(TypeError, match="uint8"): net((255 * x).byte())
     with pytest.raises(TypeError, match="list"): unet([1], 5)

@@ -17,4 +17,7 @@ from ..attacks.evaluation import Budget, Threat, evaluate
 from ..vision.networks import FoldedUNet, ResNet
 
 # %% ../../nbs/agdm/09_init.ipynb #0d291174
-_all_ = ["Budget", "FoldedUNet", "Guide", "GuidedPurificationPipeline", "Mixture", "PixelGuide", "PurifiedClassifier", "PurifiedImages", "ResNet", "Threat", "diffuse", "evaluate", "levels", "load_guide", "posterior_mean"]
+_all_ = [
+    "Budget", "FoldedUNet", "Guide", "GuidedPurificationPipeline", "Mixture", "PixelGuide",
+    "PurifiedClassifier", "PurifiedImages", "ResNet", "Threat", "diffuse", "evaluate", "levels",
+    "load_guide", "posterior_mean"]

@@ -18,21 +18,28 @@ def denoising_loss(
     scheduler,       # of diffusers; its prediction_type is "epsilon" or "v_prediction"
     x: Tensor,       # (n, channels, h, w) in [0, 1]
     highest: int | None = None, # times are below it; None: all of the scheduler's
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, # of noise and times; None: torch's own
 ) -> Tensor:         # scalar
-    "Equation (1), or its counterpart for velocities (arXiv 2202.00512). `ValueError` for other predictions or times."
+    """Equation (1), or its counterpart for velocities (arXiv 2202.00512). `ValueError` for other predictions
+    or times."""
     kind, last = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
     check_times(kind, highest, last)
     clean = 2 * x - 1
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     t = torch.randint(highest or last, (len(x),), generator=generator, device=x.device)
     target = noise if kind == "epsilon" else scheduler.get_velocity(clean, noise, t)
-    return F.mse_loss(unet(scheduler.add_noise(clean, noise, t), t, return_dict=False)[0], target)
+    found = unet(scheduler.add_noise(clean, noise, t), t, return_dict=False)[0]
+    return F.mse_loss(found, target)
 
 # %% ../../nbs/agdm/03_denoising.ipynb #fe02f422
-def check_times(kind, highest, last):
-    "Refuse predictions or times that `denoising_loss` does not know."
+def check_times(
+    kind: str,           # the scheduler's prediction_type
+    highest: int | None, # from 1 to `last`; None: `last`
+    last: int,           # number of times of the scheduler
+):
+    "`ValueError` for predictions or times that `denoising_loss` does not know."
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(f"the scheduler's prediction_type is {kind!r}; it must be epsilon or v_prediction")
     if highest is not None and not 1 <= highest <= last:
-        raise ValueError(f"highest is {highest}; it must be from 1 to {last}, the number of times of the scheduler")
+        needed = f"from 1 to {last}, the number of times of the scheduler"
+        raise ValueError(f"highest is {highest}; it must be {needed}")

@@ -19,49 +19,72 @@ from ..attacks.losses import DISTANCES, mse
 from pathlib import Path
 from torch import Tensor, nn
 
-# %% ../../nbs/agdm/01_guide.ipynb #c3440be0
-def hard_label(reference: Tensor, output: Tensor) -> Tensor:
-    "(n,) log probability of the class that the reference finds likeliest."
+# %% ../../nbs/agdm/01_guide.ipynb #765831d3
+def hard_label(
+    reference: Tensor, # (n, classes) logits of the input
+    output: Tensor,    # (n, classes) logits of the chain
+) -> Tensor:           # (n,) ≤ 0
+    "Log probability of the class that the reference finds likeliest."
     return -F.cross_entropy(output, reference.argmax(1), reduction="none")
 
-def soft_label(reference: Tensor, output: Tensor) -> Tensor:
-    "(n,) mean log probability under the reference's own answer."
+def soft_label(
+    reference: Tensor, # (n, classes) logits of the input
+    output: Tensor,    # (n, classes) logits of the chain
+) -> Tensor:           # (n,) ≤ 0
+    "Mean log probability under the reference's own answer."
     return (reference.softmax(1) * output.log_softmax(1)).sum(1)
 
-def confidence(reference: Tensor, output: Tensor) -> Tensor:
-    "(n,) log probability of the likeliest class, arXiv 2408.05900."
+# %% ../../nbs/agdm/01_guide.ipynb #c3440be0
+def confidence(
+    reference: Tensor, # not used
+    output: Tensor,    # (n, classes) logits of the chain
+) -> Tensor:           # (n,) ≤ 0
+    "Log probability of the likeliest class, arXiv 2408.05900."
     return output.log_softmax(1).amax(1)
 
 LABELS = {"hard": hard_label, "soft": soft_label, "confidence": confidence}
 
 # %% ../../nbs/agdm/01_guide.ipynb #b32268b3
 class Guide(ModelMixin, ConfigMixin):
-    "An auxiliary network that guides purification, arXiv 2403.16067. `ValueError` or `TypeError` for choices that do not exist."
+    """An auxiliary network that guides purification, arXiv 2403.16067. `ValueError` or `TypeError` for
+    choices that do not exist."""
     config_name, needs_noise = "guide_config.json", False
 
     def __init__(self,
-        network: nn.Module,       # (n, c, h, w) in [0, 1] -> (n, classes) logits
-        distance: str = "kl",     # one of `DISTANCES`, or "features" for a network that has them
+        network: nn.Module,         # (n, c, h, w) in [0, 1] -> (n, classes) logits
+        distance: str = "kl",       # one of `DISTANCES`, or "features" for a network that has them
         label: str | None = "hard", # one of `LABELS`; None: no such term
-        latent_weight: float = 1.0, # w₁
-        label_weight: float = 1.0,  # w₂
-        at: str = "noisy",        # "noisy": xₜ, as in (2); "estimate": the image that the diffusion model sees in it
+        latent_weight: float = 1.0, # w₁ ≥ 0; 1 as in (1) without weights
+        label_weight: float = 1.0,  # w₂ ≥ 0
+        at: str = "noisy",          # "noisy": xₜ, as in (2); "estimate": the image that is seen in it
     ):
         super().__init__()
-        _check_choices(network, distance, label, latent_weight, label_weight, at)
-        self.register_to_config(distance=distance, label=label, latent_weight=latent_weight, label_weight=label_weight, at=at)
+        _check_network(network, distance)
+        choices = dict(distance=distance, label=label, latent_weight=latent_weight)
+        choices |= dict(label_weight=label_weight, at=at)
+        _check_choices(**choices)
+        self.register_to_config(**choices)
         self.network = network
 
 # %% ../../nbs/agdm/01_guide.ipynb #ace731d7
-def _check_choices(network, distance, label, latent_weight, label_weight, at):
-    if not isinstance(network, nn.Module): raise TypeError(f"network is {type(network).__name__}; give a torch module from images to logits")
-    if distance not in (*DISTANCES, "features"): raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}, features")
+def _check_network(network, distance):
+    "Refuse what is no network, and one without the features that are to be compared."
+    kind = type(network).__name__
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network is {kind}; give a torch module from images to logits")
     if distance == "features" and not (hasattr(network, "features") and hasattr(network, "head")):
-        raise ValueError(f"distance is 'features', but {type(network).__name__} has no features(x) and head(features)")
-    if label is not None and label not in LABELS: raise ValueError(f"label is {label!r}; it must be None or one of {', '.join(LABELS)}")
+        raise ValueError(f"distance is 'features', but {kind} has no features(x) and head(features)")
+
+def _check_choices(distance, label, latent_weight, label_weight, at):
+    "Refuse words that name nothing, and weights below zero."
+    if distance not in (*DISTANCES, "features"):
+        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}, features")
+    if label is not None and label not in LABELS:
+        raise ValueError(f"label is {label!r}; it must be None or one of {', '.join(LABELS)}")
     if at not in ("noisy", "estimate"): raise ValueError(f"at is {at!r}; it must be 'noisy' or 'estimate'")
     for name, weight in (("latent_weight", latent_weight), ("label_weight", label_weight)):
-        if not 0 <= weight < float("inf"): raise ValueError(f"{name} is {weight}; it must be 0 or more and finite")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{name} is {weight}; it must be 0 or more and finite")
 
 # %% ../../nbs/agdm/01_guide.ipynb #9f38ca03
 @patch
@@ -72,8 +95,10 @@ def reference(self: Guide,
     return torch.cat(self.see((images + 1) / 2), 1)
 
 @patch
-def see(self: Guide, u: Tensor) -> list: # logits, and features if the distance is theirs
-    "What the network says of images in [0, 1]."
+def see(self: Guide,
+    u: Tensor, # (n, c, h, w) in [0, 1]
+) -> list:     # (n, classes) logits, and (n, features) if the distance is theirs
+    "What the network says of images."
     if self.config.distance != "features": return [self.network(u)]
     features = self.network.features(u)
     return [self.network.head(features), features]
@@ -82,14 +107,15 @@ def see(self: Guide, u: Tensor) -> list: # logits, and features if the distance 
 @patch
 def log_density(self: Guide,
     x: Tensor,         # (n, c, h, w) at the level, or the estimate of the image
-    reference: Tensor, # from `reference`
+    reference: Tensor, # (n, ...) from `reference`
     signal: float,     # ᾱ of `x`; 1 for an estimate
     noise: Tensor | None = None, # not used; see `PixelGuide`
 ) -> Tensor:           # (n,)
     "The bracket of equation (2)."
     seen = self.see((x / signal**0.5 + 1) / 2)
-    before = reference.split([s.shape[1] for s in seen], 1)
-    value = -self.config.latent_weight * DISTANCES.get(self.config.distance, mse)(before[-1], seen[-1])
+    before = reference.split([part.shape[1] for part in seen], 1)
+    distance = DISTANCES.get(self.config.distance, mse)
+    value = -self.config.latent_weight * distance(before[-1], seen[-1])
     if self.config.label is None: return value
     return value + self.config.label_weight * LABELS[self.config.label](before[0], seen[0])
 
@@ -98,87 +124,114 @@ def guidance(
     guide,             # a `Guide` or a `PixelGuide`
     x: Tensor,         # (n, c, h, w) at the level
     image: Tensor,     # (n, c, h, w) the diffusion model's estimate of the image in it
-    reference: Tensor,
+    reference: Tensor, # (n, ...) of the guide, on the input
     signal: float,     # ᾱ of the level
-    noise: Tensor | None = None, # standard normal like `x`, for a guide that needs noise
+    noise: Tensor | None = None,  # standard normal like `x`, for a guide that needs noise
     differentiable: bool = False, # keep the graph, for second derivatives?
-) -> Tensor:
+) -> Tensor:           # (n, c, h, w)
     "g of equation (2), by xₜ; the noise that `image` was computed with counts as a constant."
     estimate = guide.config.at == "estimate"
     z, own = (image, 1.0) if estimate else (x, signal)
     with torch.enable_grad():
         if not (differentiable and z.requires_grad): z = z.detach().requires_grad_()
-        slope, = torch.autograd.grad(guide.log_density(z, reference, own, noise).sum(), z, create_graph=differentiable)
+        value = guide.log_density(z, reference, own, noise).sum()
+        slope, = torch.autograd.grad(value, z, create_graph=differentiable)
     return slope / signal**0.5 if estimate else slope
 
-# %% ../../nbs/agdm/01_guide.ipynb #8ee303f4
+# %% ../../nbs/agdm/01_guide.ipynb #74ad100c
 class PixelGuide(ModelMixin, ConfigMixin):
     "Guidance by the noisy input's own pixels, equation (3); arXiv 2205.14969."
     config_name, needs_noise = "guide_config.json", True
 
     @register_to_config
-    def __init__(self, at: str = "noisy"):
+    def __init__(self,
+        at: str = "noisy", # the only choice: pixels are compared at the level
+    ):
         super().__init__()
         if at != "noisy": raise ValueError(f"at is {at!r}; pixels are compared at the level, 'noisy'")
-        self.register_buffer("place", torch.zeros(()), persistent=False) # so that a pipeline can ask where it is
+        place = torch.zeros(()) # so that a pipeline can ask where the guide is
+        self.register_buffer("place", place, persistent=False)
 
-    def reference(self, images: Tensor) -> Tensor:
+    def reference(self,
+        images: Tensor, # (n, c, h, w) in [-1, 1]
+    ) -> Tensor:        # the same
         "The input itself."
         return images
 
-    def log_density(self, x: Tensor, reference: Tensor, signal: float, noise: Tensor) -> Tensor:
-        "(n,) minus the squared distance to the input with `noise`."
-        return -mse(diffuse(reference, signal, noise), x)
+# %% ../../nbs/agdm/01_guide.ipynb #8ee303f4
+@patch
+def log_density(self: PixelGuide,
+    x: Tensor,         # (n, c, h, w) at the level
+    reference: Tensor, # (n, c, h, w) the input
+    signal: float,     # ᾱ of the level
+    noise: Tensor,     # (n, c, h, w) standard normal
+) -> Tensor:           # (n,) ≤ 0
+    "Minus the squared distance to the input with `noise`."
+    return -mse(diffuse(reference, signal, noise), x)
 
 # %% ../../nbs/agdm/01_guide.ipynb #1581cc3d
 @patch
-def save_pretrained(self: Guide, save_directory: str | Path, **options):
-    "Write choices and weights; `options` as in diffusers."
+def save_pretrained(self: Guide,
+    save_directory: str | Path, # is made if it is missing
+    **options,                  # as in diffusers
+):
+    "Write choices and weights, and how to build the network if diffusers knows it."
     super(Guide, self).save_pretrained(save_directory, **options)
+    if not isinstance(self.network, ConfigMixin): return
     kind = type(self.network)
-    if isinstance(self.network, ConfigMixin):
-        about = {"module": kind.__module__, "class": kind.__qualname__, "config": {k: v for k, v in self.network.config.items() if not k.startswith("_")}}
-        (Path(save_directory)/"network.json").write_text(json.dumps(about, indent=1) + "\n")
+    config = _own_settings(self.network.config)
+    about = {"module": kind.__module__, "class": kind.__qualname__, "config": config}
+    (Path(save_directory)/"network.json").write_text(json.dumps(about, indent=1) + "\n")
+
+def _own_settings(config):
+    "Settings without those that diffusers adds, which begin with an underscore."
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 # %% ../../nbs/agdm/01_guide.ipynb #51e0dc51
 def load_guide(
     folder: str | Path, # that `save_pretrained` wrote
     network: nn.Module | None = None, # for a guide whose network diffusers does not know
 ):                      # `Guide` or `PixelGuide`, ready for use
-    "A saved guide. `FileNotFoundError` for a folder without one, `ValueError` if its network has to be given."
+    "A saved guide. `FileNotFoundError` for a folder without one, `ValueError` if its network must be given."
+    from safetensors.torch import load_file
     folder = Path(folder)
-    if not (folder/"guide_config.json").exists(): raise FileNotFoundError(f"{folder} holds no guide (guide_config.json is missing)")
+    if not (folder/"guide_config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no guide (guide_config.json is missing)")
     config = json.loads((folder/"guide_config.json").read_text())
     if config["_class_name"] == "PixelGuide": return PixelGuide()
     network = _build(folder) if network is None else network
-    guide = Guide(network, **{k: v for k, v in config.items() if not k.startswith("_")})
-    from safetensors.torch import load_file
+    guide = Guide(network, **_own_settings(config))
     guide.load_state_dict(load_file(folder/"diffusion_pytorch_model.safetensors"))
     return guide.eval()
 
 # %% ../../nbs/agdm/01_guide.ipynb #b46b82db
 def _build(folder) -> nn.Module:
-    "The network that network.json tells of; only a class that we know is built, and no module that a file names is imported."
+    "The network that network.json tells of."
+    remedy = "build it yourself and give it as `network`"
     if not (folder/"network.json").exists():
-        raise ValueError(f"the network of the guide in {folder} is no model of diffusers; build it yourself and give it as `network`")
+        raise ValueError(f"the network of the guide in {folder} is no model of diffusers; {remedy}")
     about = json.loads((folder/"network.json").read_text(encoding="utf-8"))
-    kind = _known_network(about.get("module"), about.get("class"))
-    if kind is None:
-        raise ValueError(f"{about.get('class')} of {about.get('module')} in {folder} is no network that we know; build it yourself and give it as `network`")
+    module, name = about.get("module"), about.get("class")
+    kind = _known_network(module, name)
+    if kind is None: raise ValueError(f"{name} of {module} in {folder} is no network that we know; {remedy}")
     return kind(**about["config"])
 
 def _known_network(module, name):
     "A network of this package or a model of diffusers, by its name; None for any other."
     import diffusers
     from papersuite.vision import networks
-    if module == "papersuite.agdm.networks": module = networks.__name__ # where files of version 0.1 say they are
+    if not (isinstance(name, str) and name.isidentifier()): return None
+    if module == "papersuite.agdm.networks": module = networks.__name__ # in files of version 0.1
     for package in (networks, diffusers):
-        kind = getattr(package, name, None) if isinstance(name, str) and name.isidentifier() else None
+        kind = getattr(package, name, None)
         if isinstance(kind, type) and issubclass(kind, ModelMixin) and kind.__module__ == module: return kind
     return None
 
 # %% ../../nbs/agdm/01_guide.ipynb #3022b8a3
 @patch(cls_method=True)
-def from_pretrained(cls: Guide, folder: str | Path, network: nn.Module | None = None) -> Guide:
+def from_pretrained(cls: Guide,
+    folder: str | Path, # that `save_pretrained` wrote
+    network: nn.Module | None = None, # for a guide whose network diffusers does not know
+) -> Guide:
     "The same as `load_guide`."
     return load_guide(folder, network)

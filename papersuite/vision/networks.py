@@ -20,14 +20,25 @@ from torch import Tensor, nn
 # %% ../../nbs/vision/02_networks.ipynb #cc108ccb
 class Block(nn.Module):
     "One block of a wide residual network, equation (1) (arXiv 1605.07146)."
-    def __init__(self, before: int, after: int, stride: int, bend: nn.Module, norm: str):
+    def __init__(self,
+        before: int,     # channels that come in
+        after: int,      # channels that go out
+        stride: int,     # 2 halves the resolution
+        bend: nn.Module, # σ
+        norm: str,       # a name of `NORMALISATIONS`
+    ):
         super().__init__()
-        self.norm1, self.norm2, self.bend = NORMALISATIONS[norm](before), NORMALISATIONS[norm](after), bend
+        self.norm1, self.norm2 = (NORMALISATIONS[norm](channels) for channels in (before, after))
+        self.bend = bend
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if before != after or stride > 1 else None
+        same = before == after and stride == 1
+        self.shortcut = None if same else nn.Conv2d(before, after, 1, stride, bias=False)
 
-    def forward(self, h: Tensor) -> Tensor: # (n, before, h, w) -> (n, after, h / stride, w / stride)
+    def forward(self,
+        h: Tensor, # (n, before, h, w)
+    ) -> Tensor:   # (n, after, h / stride, w / stride)
+        "Equation (1)."
         u = self.bend(self.norm1(h))
         side = h if self.shortcut is None else self.shortcut(u)
         return side + self.conv2(self.bend(self.norm2(self.conv1(u))))
@@ -37,15 +48,17 @@ NORMALISATIONS = {"group": lambda n: nn.GroupNorm(math.gcd(n, 8), n), "batch": n
 
 # %% ../../nbs/vision/02_networks.ipynb #d7e6c759
 class ResNet(ModelMixin, ConfigMixin):
-    """Residual classifier: (n, channels, h, w) in [0, 1] -> (n, classes) logits (arXiv 1605.07146). `ValueError` for settings that make no network.
+    """Residual classifier: (n, channels, h, w) in [0, 1] -> (n, classes) logits (arXiv 1605.07146).
 
-    WRN-28-10 is `ResNet(3, 10, (160, 320, 640), blocks=4, smooth=False, norm="batch")`."""
+    WRN-28-10 is `ResNet(3, 10, (160, 320, 640), blocks=4, smooth=False, norm="batch")`.
+    `ValueError` for settings that make no network."""
     @register_to_config
     def __init__(self,
-        channels: int = 1, classes: int = 10,
-        widths: tuple = (16, 32, 64), # channels of each stage
+        channels: int = 1,            # of the images; 1: grey, 3: colour
+        classes: int = 10,            # 2 or more
+        widths: tuple = (16, 32, 64), # channels of each stage; small enough to train on a laptop
         blocks: int = 1,              # per stage
-        smooth: bool = True,          # SiLU; False: ReLU
+        smooth: bool = True,          # SiLU, which has a second derivative; False: ReLU
         norm: str = "group",          # or "batch"
         fold: int = 1,                # side of the squares that become channels
     ):
@@ -54,25 +67,29 @@ class ResNet(ModelMixin, ConfigMixin):
         bend, stem = nn.SiLU() if smooth else nn.ReLU(), 16
         self.stem = nn.Conv2d(channels * fold**2, stem, 3, padding=1, bias=False)
         self.stages = nn.Sequential(*(Block(*shape, bend, norm) for shape in _shapes(stem, widths, blocks)))
-        self.last, self.bend, self.head = NORMALISATIONS[norm](widths[-1]), bend, nn.Linear(widths[-1], classes)
+        self.last, self.bend = NORMALISATIONS[norm](widths[-1]), bend
+        self.head = nn.Linear(widths[-1], classes)
 
 # %% ../../nbs/vision/02_networks.ipynb #0816520c
 def _shapes(stem, widths, blocks):
     "(before, after, stride) of every block."
     for stage, (before, after) in enumerate(zip((stem, *widths), widths)):
-        for block in range(blocks): yield after if block else before, after, 2 if stage and not block else 1
+        yield before, after, 2 if stage else 1
+        for _ in range(blocks - 1): yield after, after, 1
 
 # %% ../../nbs/vision/02_networks.ipynb #0b0d7d16
 def _check_resnet(channels, classes, widths, blocks, norm, fold):
     "Refuse settings that make no network."
-    if norm not in NORMALISATIONS: raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(NORMALISATIONS)}")
+    known = ", ".join(NORMALISATIONS)
+    if norm not in NORMALISATIONS: raise ValueError(f"norm is {norm!r}; it must be one of {known}")
     if classes < 2: raise ValueError(f"classes is {classes}; a classifier needs 2 or more")
     _check_positive(channels=channels, blocks=blocks, fold=fold, widths=widths)
 
 def _check_positive(widths, **sizes):
-    "Refuse sizes below 1."
-    for name, value in dict(**sizes, widths=min(widths, default=0)).items():
-        if value < 1: raise ValueError(f"{name} is {widths if name == 'widths' else value}; each must be 1 or more")
+    "Refuse sizes below 1, and no widths at all."
+    for name, value in sizes.items():
+        if value < 1: raise ValueError(f"{name} is {value}; each must be 1 or more")
+    if min(widths, default=0) < 1: raise ValueError(f"widths is {widths}; each must be 1 or more")
 
 # %% ../../nbs/vision/02_networks.ipynb #776261e4
 def _check_batch(x, channels, unit):
@@ -80,7 +97,8 @@ def _check_batch(x, channels, unit):
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"images are {getattr(x, 'dtype', type(x).__name__)}; give a floating point tensor")
     if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"images have shape {tuple(x.shape)}; this network needs (n, {channels}, height, width)")
+        needed = f"this network needs (n, {channels}, height, width)"
+        raise ValueError(f"images have shape {tuple(x.shape)}; {needed}")
     if x.shape[2] % unit or x.shape[3] % unit:
         raise ValueError(f"images are {x.shape[2]} × {x.shape[3]}; both sides must be multiples of {unit}")
 
@@ -101,33 +119,42 @@ def forward(self: ResNet,
     "Logits; errors as in `features`."
     return self.head(self.features(x))
 
-# %% ../../nbs/vision/02_networks.ipynb #780f6b16
+# %% ../../nbs/vision/02_networks.ipynb #2751065e
 class FoldedUNet(ModelMixin, ConfigMixin):
-    """A `UNet2DModel` between `pixel_unshuffle` and `pixel_shuffle`: (n, channels, h, w) in [-1, 1] and times -> noise.
+    """A `UNet2DModel` between `pixel_unshuffle` and `pixel_shuffle` (arXiv 1609.05158):
+    (n, channels, h, w) in [-1, 1] and times -> noise.
 
     `ValueError` for a fold or widths below 1, and for a `sample_size` that does not divide."""
     @register_to_config
     def __init__(self,
-        sample_size: int = 16, channels: int = 1,
+        sample_size: int = 16,    # side of the pictures
+        channels: int = 1,        # of the pictures; 1: grey, 3: colour
         widths: tuple = (32, 64), # channels of each level
-        fold: int = 2,            # side of the squares that become channels
+        fold: int = 2,            # side of the squares that become channels; 2 costs a quarter
         layers: int = 1,          # residual blocks per level
         attention: bool = False,  # in the middle?
-        groups: int = 8,          # of the group norms
+        groups: int = 8,          # of the group norms; divides the widths
     ):
         super().__init__()
         self.unit = _unit(sample_size, channels, widths, fold, layers)
-        down, up, inner = ("DownBlock2D",) * len(widths), ("UpBlock2D",) * len(widths), channels * fold**2
-        self.unet = UNet2DModel(sample_size // fold, inner, inner, block_out_channels=tuple(widths), layers_per_block=layers,
-            norm_num_groups=groups, attention_head_dim=8, add_attention=attention, down_block_types=down, up_block_types=up)
+        self.unet = _plain_unet(sample_size // fold, channels * fold**2, widths, layers, attention, groups)
+
+# %% ../../nbs/vision/02_networks.ipynb #780f6b16
+def _plain_unet(side, channels, widths, layers, attention, groups) -> UNet2DModel:
+    "The network inside, for pictures of `side` × `side`."
+    down, up = ("DownBlock2D",) * len(widths), ("UpBlock2D",) * len(widths)
+    shape = dict(block_out_channels=tuple(widths), layers_per_block=layers, norm_num_groups=groups)
+    kinds = dict(down_block_types=down, up_block_types=up, add_attention=attention, attention_head_dim=8)
+    return UNet2DModel(side, channels, channels, **shape, **kinds)
 
 # %% ../../nbs/vision/02_networks.ipynb #ac283fed
 def _unit(sample_size, channels, widths, fold, layers):
     "What the sides of a picture must be multiples of; refuse settings that make no UNet."
     _check_positive(fold=fold, layers=layers, channels=channels, widths=widths)
     unit = fold * 2 ** (len(widths) - 1)
-    if sample_size % unit: raise ValueError(f"sample_size is {sample_size}; fold {fold} and {len(widths)} levels need a multiple of {unit}")
-    return unit
+    if sample_size % unit == 0: return unit
+    need = f"fold {fold} and {len(widths)} levels need a multiple of {unit}"
+    raise ValueError(f"sample_size is {sample_size}; {need}")
 
 # %% ../../nbs/vision/02_networks.ipynb #e48c54a7
 @patch(as_prop=True)
@@ -139,13 +166,14 @@ def config(self: FoldedUNet) -> FrozenDict:
 # %% ../../nbs/vision/02_networks.ipynb #e30b0703
 @patch
 def forward(self: FoldedUNet,
-    sample: Tensor,        # (n, channels, h, w)
-    timestep: Tensor | int, # (n,) or one for all
-    class_labels=None,     # not used; there because `UNet2DModel` has it
-    return_dict: bool = True,
-) -> UNet2DOutput | tuple: # .sample (n, channels, h, w)
+    sample: Tensor,            # (n, channels, h, w)
+    timestep: Tensor | int,    # (n,) or one for all
+    class_labels=None,         # not used; there because `UNet2DModel` has it
+    return_dict: bool = True,  # False: a tuple, as diffusers' models give
+) -> UNet2DOutput | tuple:     # .sample (n, channels, h, w)
     "Fold, run the UNet, unfold. `TypeError` or `ValueError` for images that do not fit."
     _check_batch(sample, self.config.channels, self.unit)
     fold = self.config.fold
-    out = F.pixel_shuffle(self.unet(F.pixel_unshuffle(sample, fold), timestep).sample, fold)
+    noise = self.unet(F.pixel_unshuffle(sample, fold), timestep).sample
+    out = F.pixel_shuffle(noise, fold)
     return UNet2DOutput(sample=out) if return_dict else (out,)
