@@ -3,11 +3,15 @@
 import pytest
 import matplotlib.pyplot as plt
 import pandas as pd
+import tempfile
 from diffusers import DDPMScheduler, UNet2DModel
 from fastcore.test import test_close, test_eq, test_fail
 from papersuite.agdm.guide import PixelGuide
-from papersuite.core.measure import peak_bytes
+from papersuite.attacks.gradient import pgd
 from papersuite.core.figures import use_style
+from papersuite.core.measure import interleaved, peak_bytes
+from papersuite.vision.networks import FoldedUNet, ResNet
+from PIL import Image
 import papersuite.agdm.purify as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
@@ -15,12 +19,16 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 # nbs/agdm/02_purify.ipynb #eda577e4
 def test_scale_zero_is_plain_purification_bit_for_bit():
     pipe, plain, images = tiny_pipeline(), tiny_pipeline(guide=False), torch.rand(3, 1, 8, 8)
-    run = lambda p, **kw: p(images, start=70, steps=5, generator=torch.Generator().manual_seed(1), **kw).images
-    assert torch.equal(run(pipe, scale=0), run(plain)) and torch.equal(run(plain, scale=0), run(plain))
+    def run(pipeline, **options):
+        generator = torch.Generator().manual_seed(1)
+        return pipeline(images, start=70, steps=5, generator=generator, **options).images
+    assert torch.equal(run(pipe, scale=0), run(plain))
+    assert torch.equal(run(plain, scale=0), run(plain))
     assert not torch.equal(run(pipe, scale=30), run(plain))
     for guide in (PixelGuide(), Guide(pipe.guide.network, "mse", None, at="estimate")):
         other = GuidedPurificationPipeline(pipe.unet, pipe.scheduler, guide)
-        assert torch.equal(run(other, scale=0), run(plain)) and not torch.equal(run(other, scale=1), run(plain))
+        assert torch.equal(run(other, scale=0), run(plain))
+        assert not torch.equal(run(other, scale=1), run(plain))
 
 
 # nbs/agdm/02_purify.ipynb #14700dc7
@@ -28,60 +36,80 @@ def test_every_level_visited_is_the_ancestral_sampler():
     pipe, images = tiny_pipeline(guide=False, dtype=torch.float64), torch.rand(2, 1, 8, 8, dtype=torch.float64)
     ours = pipe.purify(images, start=40, generator=torch.Generator().manual_seed(2)).detach()
     theirs = DDPMScheduler(1000, variance_type="fixed_small", clip_sample=False)
-    dice = torch.Generator().manual_seed(2)
-    x = theirs.add_noise(2 * images - 1, torch.randn(images.shape, generator=dice, dtype=torch.float64), torch.tensor([39, 39]))
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    x = theirs.add_noise(2 * images - 1, noise, torch.tensor([39, 39]))
     with torch.no_grad():
-        for t in range(39, -1, -1): x = theirs.step(pipe.unet(x, t).sample, t, x, generator=dice).prev_sample
+        for t in range(39, -1, -1):
+            x = theirs.step(pipe.unet(x, t).sample, t, x, generator=generator).prev_sample
     test_close(ours, (x / 2 + 0.5).clamp(0, 1), eps=1e-4)
 
 
 # nbs/agdm/02_purify.ipynb #697bae80
-def test_a_guided_gaussian_chain_has_the_law_that_theory_says():
-    class Exact(nn.Module): # the exact network for standard normal images
-        def __init__(self, signal): super().__init__(); self.signal, self.config = signal, type("c", (), {"in_channels": 1})
-        def forward(self, x, t, return_dict=False): return ((1 - self.signal[t[0]]) ** 0.5 * x,)
-    scheduler, n, scale, value = DDPMScheduler(1000), 40_000, 0.8, 0.7
-    exact = Exact(scheduler.alphas_cumprod.double())
-    start = torch.full((n, 1, 1, 1), value, dtype=torch.float64)
-    chain = Chain(exact, PixelGuide(), levels(scheduler, 300, 4), scale, "full", lambda: torch.randn_like(start))
+def test_a_guided_gaussian_chain_has_the_mean_that_theory_says():
     torch.manual_seed(0)
-    x, signal = diffuse(start, chain.levels.signal[0], chain.noise()), chain.levels.signal
-    for k in range(4): x = chain.step(k, x, start, *chain.draw(k))
-    mean, variance = signal[0] ** 0.5 * value, 1 - signal[0]
-    for a, b in zip(signal, signal[1:]):
-        v = step_variance(a, b)
-        plain = b**0.5 * a**0.5 + max(1 - b - v, 0) ** 0.5 * (1 - a) ** 0.5
+    scheduler, value, scale = DDPMScheduler(1000), 0.7, 0.8
+    start, shares = torch.full((40_000, 1, 1, 1), value, dtype=torch.float64), scheduler.alphas_cumprod.double()
+    exact = lambda x, t, return_dict: ((1 - shares[t[0]]) ** 0.5 * x,) # the network for standard normal images
+    noise = lambda: torch.randn_like(start)
+    chain = Chain(exact, PixelGuide(), levels(scheduler, 300, 4), scale, "full", noise)
+    signal = chain.levels.signal
+    x, mean = diffuse(start, signal[0], noise()), signal[0] ** 0.5 * value
+    for k, (before, after) in enumerate(zip(signal, signal[1:])):
+        x = chain.step(k, x, start, *chain.draw(k))
+        v = step_variance(before, after)
+        plain = (after * before) ** 0.5 + (max(1 - after - v, 0) * (1 - before)) ** 0.5
         pull = 2 * scale * v
-        mean, variance = (plain - pull) * mean + pull * a**0.5 * value, (plain - pull) ** 2 * variance + pull**2 * (1 - a) + v
-    test_close(x.mean().item(), mean, eps=4 * (variance / n) ** 0.5)
-    test_close(x.var().item(), variance, eps=4 * variance * (2 / n) ** 0.5)
+        mean = (plain - pull) * mean + pull * before**0.5 * value
+    test_close(x.mean().item(), mean, eps=4 * x.std().item() / len(x) ** 0.5)
+
+
+# nbs/agdm/02_purify.ipynb #85546fc3
+def test_a_guided_gaussian_chain_has_the_variance_that_theory_says():
+    torch.manual_seed(0)
+    scheduler, scale = DDPMScheduler(1000), 0.8
+    start, shares = torch.full((40_000, 1, 1, 1), 0.7, dtype=torch.float64), scheduler.alphas_cumprod.double()
+    exact = lambda x, t, return_dict: ((1 - shares[t[0]]) ** 0.5 * x,)
+    noise = lambda: torch.randn_like(start)
+    chain = Chain(exact, PixelGuide(), levels(scheduler, 300, 4), scale, "full", noise)
+    signal = chain.levels.signal
+    x, variance = diffuse(start, signal[0], noise()), 1 - signal[0]
+    for k, (before, after) in enumerate(zip(signal, signal[1:])):
+        x = chain.step(k, x, start, *chain.draw(k))
+        v = step_variance(before, after)
+        plain = (after * before) ** 0.5 + (max(1 - after - v, 0) * (1 - before)) ** 0.5
+        pull = 2 * scale * v
+        variance = (plain - pull) ** 2 * variance + pull**2 * (1 - before) + v
+    test_close(x.var().item(), variance, eps=4 * variance * (2 / len(x)) ** 0.5)
 
 
 # nbs/agdm/02_purify.ipynb #45a69925
 def test_a_pipeline_comes_back_from_disk_bit_for_bit():
-    import tempfile
-    from papersuite.vision.networks import FoldedUNet, ResNet
-    images, run = torch.rand(2, 1, 16, 16), lambda p: p(images, start=50, steps=3, generator=torch.Generator().manual_seed(3)).images
+    images = torch.rand(2, 1, 16, 16)
+    run = lambda pipe: pipe(images, start=50, steps=3, generator=torch.Generator().manual_seed(3)).images
+    unet, scheduler = FoldedUNet(16, widths=(32, 32)).eval(), DDPMScheduler(500, prediction_type="v_prediction")
     for guide in (None, PixelGuide(), Guide(ResNet(widths=(8, 8), blocks=1).eval(), label="soft")):
+        pipe = GuidedPurificationPipeline(unet, scheduler, guide)
         with tempfile.TemporaryDirectory() as folder:
-            pipe = GuidedPurificationPipeline(FoldedUNet(sample_size=16, widths=(32, 32)).eval(), DDPMScheduler(500, prediction_type="v_prediction"), guide)
             pipe.save_pretrained(folder)
             again = GuidedPurificationPipeline.from_pretrained(folder)
-            assert torch.equal(run(again), run(pipe))
-            test_eq(again.scheduler.config.prediction_type, "v_prediction")
+        assert torch.equal(run(again), run(pipe))
+        test_eq(again.scheduler.config.prediction_type, "v_prediction")
     test_fail(lambda: GuidedPurificationPipeline.from_pretrained("/nowhere"), contains="holds no pipeline")
 
 
 # nbs/agdm/02_purify.ipynb #d791a063
 def test_arrays_and_pictures_come_back_as_they_came():
     pipe, images = tiny_pipeline(channels=3), (torch.rand(2, 3, 8, 8) * 255).round() / 255
-    run = lambda x, kind: pipe(x, start=20, steps=2, generator=torch.Generator().manual_seed(0), output_type=kind).images
-    tensor = run(images, "pt")
+    def run(x, kind):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(x, start=20, steps=2, generator=generator, output_type=kind).images
+    expected = run(images, "pt").permute(0, 2, 3, 1).numpy()
     array = images.permute(0, 2, 3, 1).numpy()
-    test_close(run(array, "np"), tensor.permute(0, 2, 3, 1).numpy(), eps=1e-6)
-    from PIL import Image
+    test_close(run(array, "np"), expected, eps=1e-6)
     pictures = [Image.fromarray((a * 255).round().astype("uint8")) for a in array]
-    test_close(np.stack([np.asarray(p) for p in run(pictures, "pil")]) / 255, tensor.permute(0, 2, 3, 1).numpy(), eps=0.51 / 255)
+    found = np.stack([np.asarray(p) for p in run(pictures, "pil")]) / 255
+    test_close(found, expected, eps=0.51 / 255)
 
 
 # nbs/agdm/02_purify.ipynb #884f0ffc
@@ -101,48 +129,65 @@ def test_what_cannot_be_purified_is_refused():
     test_fail(lambda: GuidedPurificationPipeline(pipe.unet, object()), contains="give a scheduler of diffusers")
 
 
-# nbs/agdm/02_purify.ipynb #023867f3
+# nbs/agdm/02_purify.ipynb #410d7b70
 def test_the_gradient_of_the_whole_sampler_is_that_of_finite_differences():
     pipe, x = tiny_pipeline(dtype=torch.float64), torch.rand(1, 1, 8, 8, dtype=torch.float64) * 0.4 + 0.3
-    def run(z, scale=1000.0, **kw): return pipe.purify(z, 60, 3, scale, generator=torch.Generator().manual_seed(4), **kw)
-    def slope(**kw): z = x.clone().requires_grad_(); return torch.autograd.grad(run(z, **kw).square().sum(), z)[0]
+    def value(z):
+        "Sum of squares of the purified image, under strong guidance."
+        return pipe.purify(z, 60, 3, 1000.0, generator=torch.Generator().manual_seed(4)).square().sum()
+    z = x.clone().requires_grad_()
+    slope = torch.autograd.grad(value(z), z)[0]
     torch.manual_seed(5)
     direction = torch.randn_like(x)
-    def difference(**kw): return ((run(x + 1e-5 * direction, **kw).square().sum() - run(x - 1e-5 * direction, **kw).square().sum()) / 2e-5).item()
-    full, constant = (slope(gradient=g) for g in ("full", "constant guidance"))
-    test_close((full * direction).sum().item(), difference(), eps=1e-6)
+    with torch.no_grad(): difference = value(x + 1e-5 * direction) - value(x - 1e-5 * direction)
+    test_close((slope * direction).sum().item(), difference.item() / 2e-5, eps=1e-6)
+
+
+# nbs/agdm/02_purify.ipynb #023867f3
+def test_constant_guidance_changes_the_gradient_and_not_the_value():
+    pipe, x = tiny_pipeline(dtype=torch.float64), torch.rand(1, 1, 8, 8, dtype=torch.float64) * 0.4 + 0.3
+    def run(gradient, scale):
+        "Purified image, and the slope of its sum of squares."
+        z = x.clone().requires_grad_()
+        out = pipe.purify(z, 60, 3, scale, gradient, generator=torch.Generator().manual_seed(4))
+        return out.detach(), torch.autograd.grad(out.square().sum(), z)[0]
+    (value, full), (same, constant) = (run(gradient, 1000.0) for gradient in ("full", "constant guidance"))
+    test_close(value, same, eps=1e-12)
     assert (full - constant).norm() > 1e-3 * full.norm()
-    assert torch.equal(slope(scale=0), slope(scale=0, gradient="constant guidance"))
-    test_close(run(x), run(x, gradient="constant guidance"), eps=1e-12)
+    (_, full), (_, constant) = (run(gradient, 0) for gradient in ("full", "constant guidance"))
+    assert torch.equal(full, constant)
 
 
 # nbs/agdm/02_purify.ipynb #df7f3865
 def test_recomputed_gradients_are_the_kept_ones():
-    pipe, x = tiny_pipeline(dtype=torch.float64), torch.rand(2, 1, 8, 8, dtype=torch.float64) * 0.4 + 0.3
-    def slope(checkpoint, own):
+    tiny, x = tiny_pipeline(dtype=torch.float64), torch.rand(2, 1, 8, 8, dtype=torch.float64) * 0.4 + 0.3
+    def slope(guide, checkpoint, own):
+        "Gradient of the sum of squares; with a generator of its `own`, or with torch's."
         torch.manual_seed(6)
-        z = x.clone().requires_grad_()
-        out = pipe.purify(z, 60, 6, 1000.0 if isinstance(pipe.guide, Guide) else 1.0, generator=torch.Generator().manual_seed(6) if own else None, checkpoint=checkpoint)
+        z, generator = x.clone().requires_grad_(), torch.Generator().manual_seed(6) if own else None
+        pipe = GuidedPurificationPipeline(tiny.unet, tiny.scheduler, guide)
+        scale = 1000.0 if isinstance(guide, Guide) else 1.0
+        out = pipe.purify(z, 60, 6, scale, checkpoint=checkpoint, generator=generator)
         return torch.autograd.grad(out.square().sum(), z)[0]
-    for own in (False, True): test_close(slope(True, own), slope(False, own), eps=1e-10)
-    pipe = GuidedPurificationPipeline(pipe.unet, pipe.scheduler, PixelGuide())
-    test_close(slope(True, True), slope(False, True), eps=1e-10)
-    pipe = GuidedPurificationPipeline(pipe.unet, pipe.scheduler)
-    test_close(slope(True, True), slope(False, True), eps=1e-10)
+    for guide, own in ((tiny.guide, False), (tiny.guide, True), (PixelGuide(), True), (None, True)):
+        test_close(slope(guide, True, own), slope(guide, False, own), eps=1e-10)
 
 
 # nbs/agdm/02_purify.ipynb #ff09c0fa
 def test_a_defended_classifier_is_a_module_that_attacks_can_use():
-    from papersuite.attacks.gradient import pgd
     pipe, x, y = tiny_pipeline(), torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     defended = PurifiedClassifier(pipe, classifier, runs=3, start=50, steps=3)
-    torch.manual_seed(0); together = defended(x)
-    torch.manual_seed(0); one_by_one = classifier(pipe.purify(x.repeat(3, 1, 1, 1), 50, 3)).view(3, 4, 4).mean(0)
-    assert torch.equal(together, one_by_one) and len(list(defended.parameters())) > len(list(classifier.parameters()))
+    torch.manual_seed(0)
+    together = defended(x)
+    torch.manual_seed(0)
+    three = classifier(pipe.purify(x.repeat(3, 1, 1, 1), 50, 3)).view(3, 4, 4)
+    assert torch.equal(together, three.mean(0))
+    assert len(list(defended.parameters())) > len(list(classifier.parameters()))
     found = pgd(defended, x, y, eps=0.1, steps=2, draws=2)
     assert (found.images - x).abs().max() <= 0.1 + 1e-6 and found.backwards > 0
-    assert defended.with_gradient("constant guidance").settings["gradient"] == "constant guidance"
+    constant = defended.with_gradient("constant guidance")
+    test_eq(constant.settings["gradient"], "constant guidance")
     test_fail(lambda: PurifiedClassifier(pipe, classifier, runs=0), contains="runs is 0")
     test_fail(lambda: PurifiedClassifier(pipe, nn.Identity(), scale=-2), contains="scale is -2")
 
@@ -152,6 +197,7 @@ def test_memory_of_recomputed_gradients_grows_slower_than_the_root_of_the_steps(
     pipe, x = tiny_pipeline(), torch.rand(2, 1, 8, 8)
     def peak(steps, checkpoint):
         z = x.clone().requires_grad_()
-        return peak_bytes(lambda: torch.autograd.grad(pipe.purify(z, 64, steps, checkpoint=checkpoint).sum(), z))
-    few, many = peak(4, True), peak(64, True)
-    assert many < 4 * few and peak(64, False) > 8 * peak(4, False)
+        total = lambda: pipe.purify(z, 64, steps, checkpoint=checkpoint).sum()
+        return peak_bytes(lambda: torch.autograd.grad(total(), z))
+    assert peak(64, True) < 4 * peak(4, True)
+    assert peak(64, False) > 8 * peak(4, False)

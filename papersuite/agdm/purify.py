@@ -45,16 +45,17 @@ class Chain:
 # %% ../../nbs/agdm/02_purify.ipynb #e9caf7bd
 @patch
 def step(self: Chain,
-    k: int,            # from the k-th level to the next
-    x: Tensor,         # (n, c, h, w) at the k-th level
-    reference: Tensor | None, # of the guide
-    *noise: Tensor,    # of `draw`
-) -> Tensor:
+    k: int,                   # from the k-th level to the next
+    x: Tensor,                # (n, c, h, w) at the k-th level
+    reference: Tensor | None, # of the guide; None without one
+    *noise: Tensor,           # of `draw`
+) -> Tensor:                  # (n, c, h, w) at the next level
     "Equation (1). The last step has no variance, hence neither noise nor guidance."
     signal, after = self.levels.signal[k:k + 2]
     t = torch.full((len(x),), self.levels.t[k] - 1, device=x.device)
     output = self.unet(x, t, return_dict=False)[0]
-    mean, image = posterior_mean(x, read_noise(output, x, signal, self.levels.prediction), signal, after)
+    found = read_noise(output, x, signal, self.levels.prediction)
+    mean, image = posterior_mean(x, found, signal, after)
     v = step_variance(signal, after)
     if v == 0: return mean
     if self.guided: mean = mean + self.scale * v * self.force(x, image, reference, signal, *noise[1:])
@@ -62,13 +63,21 @@ def step(self: Chain,
 
 # %% ../../nbs/agdm/02_purify.ipynb #8cbdc224
 @patch
-def force(self: Chain, x, image, reference, signal, noise=None) -> Tensor:
+def force(self: Chain,
+    x: Tensor,         # (n, c, h, w) at the level
+    image: Tensor,     # (n, c, h, w) the estimate of the image in it
+    reference: Tensor, # (n, ...) of the guide
+    signal: float,     # ᾱ of the level
+    noise: Tensor | None = None, # (n, c, h, w) for a guide that needs it
+) -> Tensor:           # (n, c, h, w)
     "Guidance, as the attacker may see it."
     differentiable = self.gradient == "full" and torch.is_grad_enabled()
     return guidance(self.guide, x, image, reference, signal, noise, differentiable)
 
 @patch
-def draw(self: Chain, k: int) -> list[Tensor]:
+def draw(self: Chain,
+    k: int, # of the step
+) -> list[Tensor]:
     "The noise of the k-th step: none at the last, two at a step whose guide needs its own."
     if k == len(self.levels.t) - 1: return []
     return [self.noise() for _ in range(2 if self.guided and self.guide.needs_noise else 1)]
@@ -89,16 +98,18 @@ class _Again(torch.autograd.Function):
         with torch.enable_grad(): out = ctx.step(ctx.k, *inputs, *ctx.noise)
         known = [a for a in inputs if a is not None]
         slopes = iter(torch.autograd.grad(out, known, gradient, allow_unused=True))
-        return None, None, *(None if a is None else next(slopes) for a in inputs), *(None for _ in ctx.noise)
+        by_input = [None if a is None else next(slopes) for a in inputs]
+        return None, None, *by_input, *(None for _ in ctx.noise)
 
 # %% ../../nbs/agdm/02_purify.ipynb #dc1a78b2
 @dataclass
 class PurifiedImages(BaseOutput):
-    "What a pipeline returns."
-    images: Tensor | np.ndarray | list # (n, c, h, w) tensor, (n, h, w, c) array or a list of PIL images, in [0, 1]
+    "What a pipeline returns: a (n, c, h, w) tensor, a (n, h, w, c) array or a list of PIL images."
+    images: Tensor | np.ndarray | list # in [0, 1]
 
 class GuidedPurificationPipeline(DiffusionPipeline):
-    "Diffusion purification with or without guidance, as a pipeline of diffusers; arXiv 2403.16067."
+    """Diffusion purification with or without guidance, as a pipeline of diffusers; arXiv 2403.16067.
+    `TypeError` or `ValueError` for a scheduler that is no diffusion's."""
     _optional_components = ["guide"]
 
     def __init__(self,
@@ -113,66 +124,101 @@ class GuidedPurificationPipeline(DiffusionPipeline):
 # %% ../../nbs/agdm/02_purify.ipynb #35ded682
 @patch
 def purify(self: GuidedPurificationPipeline,
-    images: Tensor,         # (n, c, h, w) in [0, 1]
-    start: int = 70,        # t*, in steps of noise
+    images: Tensor,           # (n, c, h, w) in [0, 1]
+    start: int = 70,          # t*, in steps of noise; 70 as in the paper
     steps: int | None = None, # K; None: t*
-    scale: float = 30.0,    # s; 0: DiffPure
-    gradient: str = "full", # what a backward pass sees, one of `GRADIENTS`
+    scale: float = 30.0,      # s ≥ 0; 0: DiffPure
+    gradient: str = "full",   # what a backward pass sees, one of `GRADIENTS`
     checkpoint: bool = False, # compute again in the backward pass instead of keeping?
-    generator: torch.Generator | None = None, # None: torch's own
-) -> Tensor:                # (n, c, h, w) in [0, 1]
+    generator: torch.Generator | None = None, # of all noise; None: torch's own
+) -> Tensor:                  # (n, c, h, w) in [0, 1]
     "Purified images, differentiable. `TypeError` or `ValueError` before the networks are called."
     chain_levels = self.check(images, start, steps, scale, gradient)
     noise = lambda: randn_tensor(images.shape, generator, images.device, images.dtype)
-    chain, scaled = Chain(self.unet, self.guide, chain_levels, scale, gradient, noise), 2 * images - 1
+    chain = Chain(self.unet, self.guide, chain_levels, scale, gradient, noise)
+    scaled = 2 * images - 1
     x = diffuse(scaled, chain_levels.signal[0], noise())
     reference = self.guide.reference(scaled) if chain.guided else None
     for k in range(len(chain_levels.t)):
-        x = _Again.apply(chain.step, k, x, reference, *chain.draw(k)) if checkpoint else chain.step(k, x, reference, *chain.draw(k))
+        given = k, x, reference, *chain.draw(k)
+        x = _Again.apply(chain.step, *given) if checkpoint else chain.step(*given)
     return (x + 1).div(2).clamp(0, 1)
+
+# %% ../../nbs/agdm/02_purify.ipynb #02886dbd
+@patch
+def check(self: GuidedPurificationPipeline,
+    images: Tensor,     # (n, c, h, w) in [0, 1]
+    start: int,         # t*
+    steps: int | None,  # K
+    scale: float,       # s
+    gradient: str,      # one of `GRADIENTS`
+) -> Levels:
+    "Refuse what cannot be purified, by `TypeError` or `ValueError`; the levels otherwise."
+    _check_images(images)
+    channels = getattr(self.unet.config, "in_channels", None)
+    if channels and images.shape[1] != channels:
+        given = images.shape[1]
+        raise ValueError(f"images have {given} channels; the diffusion model was made for {channels}")
+    _check_range(images)
+    return self.check_settings(start, steps, scale, gradient)
+
+# %% ../../nbs/agdm/02_purify.ipynb #c86e5b6c
+def _check_images(images):
+    "Refuse what is no batch of pictures."
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = getattr(images, "dtype", type(images).__name__)
+        needed = "a floating point tensor in [0, 1] (divide integer pixels by 255)"
+        raise TypeError(f"images are {kind}; give {needed}")
+    if images.ndim != 4 or not len(images):
+        needed = "(n, channels, height, width) with at least one image"
+        raise ValueError(f"images have shape {tuple(images.shape)}; give {needed}")
+
+def _check_range(images):
+    "Refuse values outside of [0, 1], and NaN."
+    if images.isfinite().all() and images.min() >= 0 and images.max() <= 1: return
+    reach = f"from {images.min():.3g} to {images.max():.3g}"
+    raise ValueError(f"images reach {reach}; every value must lie in [0, 1], none may be NaN")
 
 # %% ../../nbs/agdm/02_purify.ipynb #950113b0
 @patch
-def check(self: GuidedPurificationPipeline, images, start, steps, scale, gradient) -> Levels:
-    "Refuse what cannot be purified; the levels otherwise."
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"images are {getattr(images, 'dtype', type(images).__name__)}; give a floating point tensor in [0, 1] (divide integer pixels by 255)")
-    channels = getattr(self.unet.config, "in_channels", None)
-    if images.ndim != 4 or not len(images): raise ValueError(f"images have shape {tuple(images.shape)}; give (n, channels, height, width) with at least one image")
-    if channels and images.shape[1] != channels: raise ValueError(f"images have {images.shape[1]} channels; the diffusion model was made for {channels}")
-    if not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images reach from {images.min():.3g} to {images.max():.3g}; every value must lie in [0, 1], none may be NaN")
-    return self.check_settings(start, steps, scale, gradient)
-
-@patch
-def check_settings(self: GuidedPurificationPipeline, start, steps, scale, gradient) -> Levels:
-    "Refuse settings that make no chain."
+def check_settings(self: GuidedPurificationPipeline,
+    start: int,         # t*, a level of the schedule
+    steps: int | None,  # K, from 1 to t*
+    scale: float,       # s ≥ 0
+    gradient: str,      # one of `GRADIENTS`
+) -> Levels:
+    "Refuse settings that make no chain, by `TypeError` or `ValueError`; the levels otherwise."
     if not 0 <= scale < float("inf"): raise ValueError(f"scale is {scale}; it must be 0 or more and finite")
-    if gradient not in GRADIENTS: raise ValueError(f"gradient is {gradient!r}; it must be one of {', '.join(GRADIENTS)}")
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient is {gradient!r}; it must be one of {', '.join(GRADIENTS)}")
     found = levels(self.scheduler, start, steps)
-    if self.guide is not None and scale and len(found.t) < 2: raise ValueError("steps is 1; the last step is never guided, so a guided chain needs 2 or more")
+    if self.guide is not None and scale and len(found.t) < 2:
+        needed = "the last step is never guided, so a guided chain needs 2 or more"
+        raise ValueError(f"steps is 1; {needed}")
     return found
 
 # %% ../../nbs/agdm/02_purify.ipynb #839750df
 @patch
 @torch.no_grad()
 def __call__(self: GuidedPurificationPipeline,
-    image: Tensor | np.ndarray | list, # tensor (n, c, h, w) or array (n, h, w, c) in [0, 1]; a PIL image or a list of them
-    start: int = 70,          # t*
+    image: Tensor | np.ndarray | list, # (n, c, h, w) tensor or (n, h, w, c) array in [0, 1]; PIL images
+    start: int = 70,          # t*, in steps of noise; 70 as in the paper
     steps: int | None = None, # K; None: t*
-    scale: float = 30.0,      # s; 0: DiffPure
-    generator: torch.Generator | None = None,
+    scale: float = 30.0,      # s ≥ 0; 0: DiffPure
+    generator: torch.Generator | None = None, # of all noise; None: torch's own
     output_type: str = "pt",  # "pt" tensor, "np" array, "pil" pictures
 ) -> PurifiedImages:
     "Purified images. `TypeError` or `ValueError` for bad input."
     from diffusers.image_processor import VaeImageProcessor
-    if output_type not in ("pt", "np", "pil"): raise ValueError(f"output_type is {output_type!r}; it must be pt, np or pil")
+    if output_type not in ("pt", "np", "pil"):
+        raise ValueError(f"output_type is {output_type!r}; it must be pt, np or pil")
     pictures = VaeImageProcessor(do_resize=False, do_normalize=False)
     if not isinstance(image, Tensor): image = pictures.preprocess(image)
-    place = next(self.unet.parameters())
-    image = image.to(place) if image.is_floating_point() else image
+    weights = next(self.unet.parameters())
+    image = image.to(weights) if image.is_floating_point() else image
     clean = self.purify(image, start, steps, scale, generator=generator)
-    return PurifiedImages(images=pictures.postprocess(clean, output_type, do_denormalize=[False] * len(clean)))
+    as_they_are = [False] * len(clean) # the images are in [0, 1] already
+    return PurifiedImages(images=pictures.postprocess(clean, output_type, do_denormalize=as_they_are))
 
 # %% ../../nbs/agdm/02_purify.ipynb #a223292d
 @patch(cls_method=True)
@@ -180,11 +226,14 @@ def from_pretrained(cls: GuidedPurificationPipeline,
     folder: str | Path, # that `save_pretrained` wrote
     network: nn.Module | None = None, # of the guide, if diffusers does not know it
 ) -> GuidedPurificationPipeline:
-    "The pipeline from disk. `FileNotFoundError` if there is none."
+    "The pipeline from disk. `FileNotFoundError` if there is none, `ValueError` for parts that nobody knows."
     folder = Path(folder)
-    if not (folder/"model_index.json").exists(): raise FileNotFoundError(f"{folder} holds no pipeline (model_index.json is missing)")
+    if not (folder/"model_index.json").exists():
+        raise FileNotFoundError(f"{folder} holds no pipeline (model_index.json is missing)")
     parts = json.loads((folder/"model_index.json").read_text())
-    return cls(_load(folder, "unet", parts), _load(folder, "scheduler", parts), load_guide(folder/"guide", network) if parts["guide"][0] else None)
+    unet, scheduler = (_load(folder, part, parts) for part in ("unet", "scheduler"))
+    guide = load_guide(folder/"guide", network) if parts["guide"][0] else None
+    return cls(unet, scheduler, guide)
 
 # %% ../../nbs/agdm/02_purify.ipynb #fe3cdd30
 def _load(folder, part, parts):
@@ -193,57 +242,71 @@ def _load(folder, part, parts):
     from papersuite.vision import networks
     name = parts[part][1]
     kind = getattr(diffusers, name, None) or getattr(networks, name, None)
-    if kind is None: raise ValueError(f"{folder/part} was written by {name}, which neither diffusers nor papersuite.vision has; build the pipeline from its parts")
+    if kind is None:
+        unknown = "which neither diffusers nor papersuite.vision has"
+        raise ValueError(f"{folder/part} was written by {name}, {unknown}; build the pipeline from its parts")
     model = kind.from_pretrained(folder/part)
     return model.eval() if isinstance(model, nn.Module) else model
 
 # %% ../../nbs/agdm/02_purify.ipynb #624fdd0c
 def tiny_pipeline(
-    guide: bool = True,
-    channels: int = 1,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
+    guide: bool = True, # with one?
+    channels: int = 1,  # of the images
+    dtype: torch.dtype = torch.float32, # float64 for finite differences
+    seed: int = 0,      # of the weights
 ) -> GuidedPurificationPipeline: # of 8 × 8 images; its guide has four classes
     "A pipeline with random weights, for examples and tests."
     from diffusers import DDPMScheduler, UNet2DModel
+    shape = dict(sample_size=8, in_channels=channels, out_channels=channels)
+    shape |= dict(block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, add_attention=False)
+    kinds = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
     with seeded(seed):
-        unet = UNet2DModel(sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-                           down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False)
+        unet = UNet2DModel(**shape, **kinds).eval().type(dtype)
         network = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 16), nn.SiLU(), nn.Linear(16, 4))
-    return GuidedPurificationPipeline(unet.eval().type(dtype), DDPMScheduler(1000), Guide(network.type(dtype)) if guide else None)
+    guide = Guide(network.type(dtype)) if guide else None
+    return GuidedPurificationPipeline(unet, DDPMScheduler(1000), guide)
 
 # %% ../../nbs/agdm/02_purify.ipynb #c3e75171
 class PurifiedClassifier(nn.Module):
-    "A classifier that sees purified images: images (n, c, h, w) in [0, 1] -> (n, classes) logits, different at each call."
+    """A classifier that sees purified images: images (n, c, h, w) in [0, 1] -> (n, classes) logits, different
+    at each call. `TypeError` or `ValueError` for settings that make no chain."""
     def __init__(self,
         pipeline: GuidedPurificationPipeline,
         classifier: nn.Module,    # (n, c, h, w) in [0, 1] -> (n, classes) logits
         runs: int = 1,            # purifications per image; logits are averaged
-        start: int = 70,          # t*
-        steps: int | None = None, # K
-        scale: float = 30.0,      # s
+        start: int = 70,          # t*, in steps of noise; 70 as in the paper
+        steps: int | None = None, # K; None: t*
+        scale: float = 30.0,      # s ≥ 0; 0: DiffPure
         gradient: str = "full",   # what a backward pass sees, one of `GRADIENTS`
         checkpoint: bool = False, # compute again in the backward pass?
     ):
         super().__init__()
-        runs = whole("runs", runs, least=1)
+        self.runs = whole("runs", runs, least=1)
         pipeline.check_settings(start, steps, scale, gradient)
-        self.pipeline, self.unet, self.guide, self.classifier, self.runs = pipeline, pipeline.unet, pipeline.guide, classifier, runs
+        self.pipeline, self.unet, self.guide = pipeline, pipeline.unet, pipeline.guide
+        self.classifier = classifier
         self.settings = dict(start=start, steps=steps, scale=scale, gradient=gradient, checkpoint=checkpoint)
 
 # %% ../../nbs/agdm/02_purify.ipynb #ced42bf1
 @patch
-def purify(self: PurifiedClassifier, x: Tensor) -> Tensor:
-    "One purification of (n, c, h, w) images, differentiable."
+def purify(self: PurifiedClassifier,
+    x: Tensor, # (n, c, h, w) in [0, 1]
+) -> Tensor:   # (n, c, h, w) in [0, 1]
+    "One purification, differentiable."
     return self.pipeline.purify(x, **self.settings)
 
 @patch
-def forward(self: PurifiedClassifier, x: Tensor) -> Tensor:
-    "(n, classes) mean logits over the runs, all of them in one batch."
+def forward(self: PurifiedClassifier,
+    x: Tensor, # (n, c, h, w) in [0, 1]
+) -> Tensor:   # (n, classes) logits
+    "Mean logits over the runs, all of them in one batch."
     logits = self.classifier(self.purify(x.repeat(self.runs, 1, 1, 1)))
     return logits.view(self.runs, len(x), -1).mean(0)
 
 @patch
-def with_gradient(self: PurifiedClassifier, gradient: str) -> PurifiedClassifier:
+def with_gradient(self: PurifiedClassifier,
+    gradient: str, # one of `GRADIENTS`
+) -> PurifiedClassifier:
     "The same defence, shown to an attacker in another way."
-    return PurifiedClassifier(self.pipeline, self.classifier, self.runs, **self.settings | {"gradient": gradient})
+    settings = self.settings | {"gradient": gradient}
+    return PurifiedClassifier(self.pipeline, self.classifier, self.runs, **settings)
