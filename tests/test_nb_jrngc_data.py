@@ -14,10 +14,12 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_a_sparse_var_keeps_its_promises():
     for seed in range(3):
         data = sparse_var(10, 4_000, random_state=seed)
-        test_eq(data.graph.sum(), 20); test_eq(data.lagged.sum(), 20)
+        test_eq(data.graph.sum(), 20)
+        test_eq(data.lagged.sum(), 20)
         assert not data.graph.diagonal().any()
         past = np.concatenate([data.x[2 - a:-1 - a] for a in range(3)], 1)
-        estimate = np.linalg.lstsq(past, data.x[3:], rcond=None)[0].T.reshape(10, 3, 10).transpose(0, 2, 1)
+        solution = np.linalg.lstsq(past, data.x[3:], rcond=None)[0]
+        estimate = solution.T.reshape(10, 3, 10).transpose(0, 2, 1)
         assert np.abs(estimate)[data.lagged].min() > np.abs(estimate)[~data.lagged].max()
         assert 0.9 < companion_radius(estimate) < 1.01
 
@@ -68,7 +70,8 @@ def test_no_trajectory_of_dream3_is_lost():
     if dream3.present:
         for size, count in ((10, 4), (50, 23), (100, 46)):
             data = dream3("Ecoli1", size)
-            test_eq(len(data.x), count); test_eq({t.shape for t in data.x}, {(21, size)})
+            test_eq(len(data.x), count)
+            test_eq({t.shape for t in data.x}, {(21, size)})
         test_eq([dream3(n).graph.sum() for n in ("Ecoli1", "Ecoli2")], [125, 119])
         assert not data.graph.diagonal().any()
 
@@ -86,7 +89,6 @@ def test_netsim_has_eighteen_edges_besides_the_diagonal():
 def test_interpolation_leaves_the_measured_hours_alone():
     if not air_quality.present: pytest.skip(f"needs {air_quality.path} under PAPERSUITE_DATA")
     from papersuite.core.data import REGISTRY
-    from papersuite.jrngc.data import _file
     if air_quality.present:
         raw, data = np.load(_file("causaltime_air_quality_data.npy")), air_quality()
         seen = np.isfinite(raw)

@@ -17,9 +17,10 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 # nbs/jrngc/01_estimator.ipynb #cbc1480a
 def test_forecasts_choose_a_useful_penalty():
     scores = []
+    settings = dict(penalty="l1", lam="cv", layers=0, n_iter=500, learning_rate=3e-3, random_state=0)
     for seed in range(2):
         data = sparse_var(10, 500, random_state=seed)
-        model = JRNGC(penalty="l1", lam="cv", layers=0, n_iter=500, learning_rate=3e-3, random_state=0).fit(data.x)
+        model = JRNGC(**settings).fit(data.x)
         scores.append(graph_scores(data.graph, model.summary_)["auroc"])
     assert np.mean(scores) > 0.97 and model.lam_ in model.lam_path_, scores
 
@@ -54,7 +55,8 @@ def test_the_graph_points_from_cause_to_effect():
     x = rng.normal(size=(500, 3))
     x[2:, 0] += 2 * x[:-2, 2]
     table = pd.DataFrame(x, columns=["effect", "bystander", "cause"])
-    graph = JRNGC(lag=3, penalty="l1", lam=0.02, layers=0, n_iter=300, learning_rate=5e-3).fit(table).to_networkx(0.3)
+    model = JRNGC(lag=3, penalty="l1", lam=0.02, layers=0, n_iter=300, learning_rate=5e-3).fit(table)
+    graph = model.to_networkx(0.3)
     test_eq(list(graph.edges), [("cause", "effect")])
     test_eq(graph.edges["cause", "effect"]["lag"], 2)
 
@@ -62,14 +64,18 @@ def test_the_graph_points_from_cause_to_effect():
 # nbs/jrngc/01_estimator.ipynb #42a2e080
 def test_a_saved_model_predicts_to_the_last_bit():
     x = lorenz96(6, 120).x
+    halves = [x[:70], x[70:]]
     settings = dict(lag=2, hidden=16, layers=1, n_iter=20, n_restarts=2, random_state=3)
-    a, b = (JRNGC(**settings).fit([x[:70], x[70:]]) for _ in range(2))
+    a, b = (JRNGC(**settings).fit(halves) for _ in range(2))
     test_eq(a.full_time_, b.full_time_)
-    a.significance([x[:70], x[70:]], 2)
+    a.significance(halves, 2)
     with tempfile.TemporaryDirectory() as folder:
         c = load_jrngc(a.save(os.path.join(folder, "model.safetensors")))
-    test_eq(c.predict(x), a.predict(x)); test_eq(c.edges_, a.edges_); test_eq(c.get_params(), a.get_params())
-    assert not np.array_equal(a.full_time_, JRNGC(**settings | {"random_state": 4}).fit([x[:70], x[70:]]).full_time_)
+    test_eq(c.predict(x), a.predict(x))
+    test_eq(c.edges_, a.edges_)
+    test_eq(c.get_params(), a.get_params())
+    other = JRNGC(**settings | {"random_state": 4}).fit(halves)
+    assert not np.array_equal(a.full_time_, other.full_time_)
 
 
 # nbs/jrngc/01_estimator.ipynb #14b09ec0
@@ -79,37 +85,45 @@ def test_time_runs_forward_whatever_the_order_of_the_rows():
     quick = dict(lag=2, hidden=16, layers=0, n_iter=100, learning_rate=5e-3, lam=0.01)
     x = rng.normal(size=(300, 3))
     x[1:, 0] += 0.8 * x[:-1, 2]
-    days = pd.date_range("2024", periods=300)
-    for index in (days, pd.RangeIndex(300)):
+    for index in (pd.date_range("2024", periods=300), pd.RangeIndex(300)):
         table = pd.DataFrame(x, columns=list("abc"), index=index)
         model = JRNGC(**quick).fit(table)
         assert model.summary_[0, 2] > 5 * model.summary_[2, 0]
         shuffled = table.sample(frac=1, random_state=0)
-        with pytest.warns(UserWarning, match="from newest to oldest"): turned = JRNGC(**quick).fit(table[::-1])
-        with pytest.warns(UserWarning, match="in no order"): mixed = JRNGC(**quick).fit([shuffled])
-        test_close(turned.full_time_, model.full_time_)
-        test_close(mixed.full_time_, model.full_time_)
-        with pytest.warns(UserWarning, match="sorted by the index"): forecast = model.predict(shuffled)
-        with pytest.warns(UserWarning, match="sorted by the index"): score = model.score(table[::-1])
-        test_close(forecast, model.predict(table))
-        test_close(score, model.score(table))
+        with pytest.warns(UserWarning, match="from newest to oldest"):
+            test_close(JRNGC(**quick).fit(table[::-1]).full_time_, model.full_time_)
+        with pytest.warns(UserWarning, match="in no order"):
+            test_close(JRNGC(**quick).fit([shuffled]).full_time_, model.full_time_)
+        with pytest.warns(UserWarning, match="sorted by the index"):
+            test_close(model.predict(shuffled), model.predict(table))
+        with pytest.warns(UserWarning, match="sorted by the index"):
+            test_close(model.score(table[::-1]), model.score(table))
 
 
 # nbs/jrngc/01_estimator.ipynb #4b6da937
 def test_a_gap_splits_a_series_in_two():
     import pytest
-    x, quick = sparse_var(3, 120).x, dict(lag=2, hidden=16, layers=0, n_iter=20)
+    x = sparse_var(3, 120).x
+    quick = dict(lag=2, hidden=16, layers=0, n_iter=20)
     table = pd.DataFrame(x, index=pd.date_range("2024", periods=120, freq="h"))
     holed = table.drop(table.index[50:60])
+    parts = [x[:50], x[60:]]
+    halves = JRNGC(**quick).fit(parts)
     words = "1 gap in its index, the first after 2024-01-03 01:00"
     with pytest.warns(UserWarning, match=words): model = JRNGC(**quick).fit(holed)
-    halves = JRNGC(**quick).fit([x[:50], x[60:]])
     test_close(model.full_time_, halves.full_time_)
     with pytest.warns(UserWarning, match="split"): forecast = model.predict(holed)
     test_eq(np.flatnonzero(np.isnan(forecast).any(1)) + 2, [50, 51])
-    test_close(np.delete(forecast, [48, 49], 0), np.concatenate(halves.predict([x[:50], x[60:]])))
+    test_close(np.delete(forecast, [48, 49], 0), np.concatenate(halves.predict(parts)))
     with pytest.warns(UserWarning, match="split"): score = model.score(holed)
-    test_close(score, halves.score([x[:50], x[60:]]))
+    test_close(score, halves.score(parts))
+
+
+# nbs/jrngc/01_estimator.ipynb #f8267c2c
+def test_a_gap_can_be_bridged():
+    table = pd.DataFrame(sparse_var(3, 120).x, index=pd.date_range("2024", periods=120, freq="h"))
+    holed = table.drop(table.index[50:60])
+    quick = dict(lag=2, hidden=16, layers=0, n_iter=20)
     bridged = JRNGC(**quick, max_gap=None).fit(holed)
     test_close(bridged.full_time_, JRNGC(**quick).fit(holed.to_numpy()).full_time_)
 
@@ -172,9 +186,10 @@ def test_a_file_holds_the_settings_of_its_fit():
 def test_scikit_learn_agrees_where_series_allow_it():
     import warnings
     from sklearn.utils.estimator_checks import check_estimator
+    quick = JRNGC(lag=1, hidden=8, layers=1, n_iter=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = check_estimator(JRNGC(lag=1, hidden=8, layers=1, n_iter=2), expected_failed_checks=NOT_FOR_SERIES, on_fail=None)
+        results = check_estimator(quick, expected_failed_checks=NOT_FOR_SERIES, on_fail=None)
     failed = {r["check_name"]: str(r["exception"])[:200] for r in results if r["status"] == "failed"}
     assert not failed, failed
     test_eq({r["check_name"] for r in results if r["status"] == "xfail"}, set(NOT_FOR_SERIES))
@@ -193,6 +208,15 @@ def test_bad_series_are_refused_by_name():
     test_fail(lambda: quick.fit([x.to_numpy(), x.to_numpy()[:, :2]]), contains="2 features")
     test_fail(lambda: quick.fit(x).predict(x[["wind"]]), contains="now missing")
     test_fail(lambda: quick.fit(x.to_numpy()).predict(x[["wind"]].to_numpy()), contains="1 features")
-    for bad, words in ((dict(lag=0), "lag is 0"), (dict(penalty="l2"), "penalty is 'l2'"), (dict(lam=-1), "lam is -1"), (dict(lam="auto"), "lam is 'auto'"), (dict(device="tpu"), "tpu")):
-        test_fail(lambda: JRNGC(**bad).fit(x), contains=words)
-    test_fail(lambda: JRNGC(max_gap=1).fit(x), contains="max_gap is 1")
+
+
+# nbs/jrngc/01_estimator.ipynb #5c8317ba
+def test_bad_settings_are_refused_by_name():
+    x = sparse_var(3, 30).x
+    refused = lambda words, **setting: test_fail(lambda: JRNGC(**setting).fit(x), contains=words)
+    refused("lag is 0", lag=0)
+    refused("penalty is 'l2'", penalty="l2")
+    refused("lam is -1", lam=-1)
+    refused("lam is 'auto'", lam="auto")
+    refused("tpu", device="tpu")
+    refused("max_gap is 1", max_gap=1)

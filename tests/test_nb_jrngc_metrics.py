@@ -50,16 +50,22 @@ def test_empty_lags_do_not_change_the_summary():
 
 # nbs/jrngc/03_metrics.ipynb #2878b7a4
 def test_turning_an_edge_round_costs_one():
-    from sklearn.metrics import f1_score, precision_score
-    truth = np.zeros((4, 4), bool); truth[1, 0] = truth[2, 1] = True
-    turned = np.zeros((4, 4), bool); turned[0, 1] = turned[2, 1] = turned[3, 3] = True
+    truth = np.zeros((4, 4), bool)
+    truth[1, 0] = truth[2, 1] = True
+    turned = np.zeros((4, 4), bool)
+    turned[0, 1] = turned[2, 1] = turned[3, 3] = True
     test_eq(decision_scores(truth, turned)["shd"], 1)
     test_eq(decision_scores(truth, turned, self_loops=True)["shd"], 2)
+
+
+# nbs/jrngc/03_metrics.ipynb #f871d798
+def test_decisions_are_scored_as_scikit_learn_does():
+    from sklearn.metrics import f1_score, precision_score
     rng = np.random.default_rng(0)
     a, b = rng.random((2, 12, 12)) < 0.3
     off = ~np.eye(12, dtype=bool)
-    got = decision_scores(a, b)
-    test_close([got["f1"], got["precision"]], [f1_score(a[off], b[off]), precision_score(a[off], b[off])])
+    scores = decision_scores(a, b)
+    test_close([scores["f1"], scores["precision"]], [f1_score(a[off], b[off]), precision_score(a[off], b[off])])
 
 
 # nbs/jrngc/03_metrics.ipynb #c8581d76

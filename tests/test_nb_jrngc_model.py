@@ -4,6 +4,7 @@ import pytest
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import test_close, test_eq, test_fail
+from functools import partial
 from papersuite.core.figures import use_style
 from papersuite.jrngc.data import lorenz96, sparse_var
 from papersuite.core.measure import seconds
@@ -32,11 +33,19 @@ def test_the_forward_pass_is_that_of_the_layers():
     torch.manual_seed(0)
     net, x = ResidualMLP(4, 3, 8, 2).eval(), torch.randn(5, 4, 3)
     z = x.reshape(5, 12) @ net.first.weight.T + net.first.bias
-    for b in net.blocks: z = b["norm"](b["out"](torch.relu(z @ b["into"].weight.T + b["into"].bias)) + b["skip"](z))
+    for block in net.blocks:
+        inner = torch.relu(z @ block["into"].weight.T + block["into"].bias)
+        z = block["norm"](block["out"](inner) + block["skip"](z))
     test_close(net(x), net.last(z), eps=1e-6)
+
+
+# nbs/jrngc/00_model.ipynb #65f4fca1
+def test_the_weight_normalisation_is_pytorch_s():
+    torch.manual_seed(0)
+    ours = WeightNormLinear(12, 8)
     theirs = torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 8))
-    ours = net.first
-    theirs.parametrizations.weight.original0.data, theirs.parametrizations.weight.original1.data = 3 * ours.length.data, ours.direction.data
+    theirs.parametrizations.weight.original0.data = 3 * ours.length.data
+    theirs.parametrizations.weight.original1.data = ours.direction.data
     ours.length.data *= 3
     test_close(theirs.weight, ours.weight, eps=1e-6)
 
@@ -54,33 +63,47 @@ def test_the_rows_are_those_of_automatic_differentiation():
 # nbs/jrngc/00_model.ipynb #4cc70557
 def test_the_jacobian_knows_the_dropout_mask():
     torch.manual_seed(0)
-    net, x = ResidualMLP(3, 2, 16, 2, dropout=0.5).double().train(), torch.randn(4, 3, 2, dtype=torch.float64)
+    net = ResidualMLP(3, 2, 16, 2, dropout=0.5).double().train()
+    x = torch.randn(4, 3, 2, dtype=torch.float64)
     def at(y):
         torch.manual_seed(7)
         return net(y)
     torch.manual_seed(7)
     J, step = net.jacobian(x).detach(), 1e-6
     for j in range(3):
-        move = torch.zeros_like(x); move[:, j, 1] = step
-        test_close(((at(x + move) - at(x - move)) / (2 * step)).detach(), J[:, :, j, 1], eps=1e-5)
+        move = torch.zeros_like(x)
+        move[:, j, 1] = step
+        slope = (at(x + move) - at(x - move)) / (2 * step)
+        test_close(slope.detach(), J[:, :, j, 1], eps=1e-5)
 
 
 # nbs/jrngc/00_model.ipynb #b0d962da
-def test_penalties_and_their_gradients_are_exact():
+def test_penalties_are_exact():
     torch.manual_seed(0)
     x = torch.randn(7, 6, 2, dtype=torch.float64)
     for layers, first, hidden in ((0, None, 8), (0, "tanh", 8), (0, "relu", 4), (1, None, 8), (2, None, 4)):
         net = ResidualMLP(6, 2, hidden, layers, first_activation=first).double().eval()
-        def by_autograd(parameters, of):
-            one = torch.func.jacrev(lambda w: torch.func.functional_call(net, parameters, (w[None],))[0])
-            return of(torch.func.vmap(one)(x))
-        for ours, of in ((net.l1, lambda J: J.abs().mean(0).sum()), (net.frobenius, lambda J: 0.5 * J.square().sum() / len(J))):
-            parameters = dict(net.named_parameters())
-            value = ours(net.trace(x)[1])
-            wanted = by_autograd(parameters, of)
-            test_close(value, wanted, eps=1e-9)
-            a, b = (torch.autograd.grad(v, list(parameters.values()), allow_unused=True, retain_graph=True) for v in (value, wanted))
-            for g, w in zip(a, b): test_close(torch.zeros(1) if g is None else g, torch.zeros(1) if w is None else w, eps=1e-8)
+        J = torch.func.vmap(torch.func.jacrev(lambda w: net(w[None])[0]))(x)
+        tape = net.trace(x)[1]
+        test_close(net.l1(tape), J.abs().mean(0).sum(), eps=1e-9)
+        test_close(net.frobenius(tape), 0.5 * J.square().sum() / len(J), eps=1e-9)
+
+
+# nbs/jrngc/00_model.ipynb #8a0982d0
+def test_gradients_of_the_penalties_are_exact():
+    torch.manual_seed(0)
+    x = torch.randn(7, 6, 2, dtype=torch.float64)
+    for layers, first, hidden in ((0, None, 8), (0, "tanh", 8), (0, "relu", 4), (1, None, 8), (2, None, 4)):
+        net = ResidualMLP(6, 2, hidden, layers, first_activation=first).double().eval()
+        parameters, tape = dict(net.named_parameters()), net.trace(x)[1]
+        forecast = lambda w: torch.func.functional_call(net, parameters, (w[None],))[0]
+        J = torch.func.vmap(torch.func.jacrev(forecast))(x)
+        slopes = partial(torch.autograd.grad, inputs=list(parameters.values()), retain_graph=True,
+                         allow_unused=True, materialize_grads=True)
+        for ours, theirs in zip(slopes(net.l1(tape)), slopes(J.abs().mean(0).sum())):
+            test_close(ours, theirs, eps=1e-8)
+        for ours, theirs in zip(slopes(net.frobenius(tape)), slopes(0.5 * J.square().sum() / len(J))):
+            test_close(ours, theirs, eps=1e-8)
 
 
 # nbs/jrngc/00_model.ipynb #b68c21d5
@@ -88,22 +111,35 @@ def test_projections_have_the_mean_and_variance_of_theory():
     torch.manual_seed(0)
     net, n, D = ResidualMLP(4, 3, 10, 1).double().eval(), 20_000, 4
     x = torch.randn(1, 4, 3, dtype=torch.float64)
-    A = (J := net.jacobian(x)[0].flatten(1)) @ J.T
+    J = net.jacobian(x)[0].flatten(1)
+    A = J @ J.T
     tape = net.trace(x.expand(n, -1, -1))[1]
-    G = net.first.weight @ net.first.weight.T
     v = torch.randn(n, 1, D, dtype=torch.float64)
     rows = net.pull_back((v / v.norm(dim=-1, keepdim=True)) @ net.last.weight, tape)
-    draws = (D * ((rows @ G) * rows).sum((1, 2))).detach()
+    draws = (D * (rows @ net.first.weight).square().sum((1, 2))).detach()
     variance = 2 * D / (D + 2) * ((A @ A).trace() - A.trace()**2 / D)
     assert abs(draws.mean() - A.trace()) < 4 * (variance / n).sqrt()
     assert abs(draws.var() / variance - 1) < 0.1
-    assert abs(net.projected_frobenius(tape, 3) / net.frobenius(tape) - 1) < 4 * (variance / (3 * n)).sqrt() / A.trace()
+
+
+# nbs/jrngc/00_model.ipynb #e5a42fd2
+def test_the_projected_penalty_is_unbiased():
+    torch.manual_seed(0)
+    net, n, D = ResidualMLP(4, 3, 10, 1).double().eval(), 20_000, 4
+    x = torch.randn(1, 4, 3, dtype=torch.float64)
+    J = net.jacobian(x)[0].flatten(1)
+    A = J @ J.T
+    variance = 2 * D / (D + 2) * ((A @ A).trace() - A.trace()**2 / D)
+    tape = net.trace(x.expand(n, -1, -1))[1]
+    ratio = net.projected_frobenius(tape, 3) / net.frobenius(tape)
+    assert abs(ratio - 1) < 4 * (variance / (3 * n)).sqrt() / A.trace()
 
 
 # nbs/jrngc/00_model.ipynb #ddd234b9
 def test_renaming_the_series_renames_the_graph():
     torch.manual_seed(0)
-    net, x, p = ResidualMLP(5, 3, 12, 2).double().eval(), torch.randn(11, 5, 3, dtype=torch.float64), torch.tensor([2, 0, 4, 1, 3])
+    net = ResidualMLP(5, 3, 12, 2).double().eval()
+    x, p = torch.randn(11, 5, 3, dtype=torch.float64), torch.tensor([2, 0, 4, 1, 3])
     A = causal_tensor(net, x, batch=4)
     test_close(A, net.jacobian(x).abs().mean(0).detach(), eps=1e-12)
     renamed = ResidualMLP(5, 3, 12, 2).double().eval()
@@ -111,7 +147,8 @@ def test_renaming_the_series_renames_the_graph():
     with torch.no_grad():
         direction = renamed.first.direction
         direction.copy_(direction.view(12, 5, 3)[:, p].reshape(12, 15))
-        renamed.last.weight.copy_(net.last.weight[p]); renamed.last.bias.copy_(net.last.bias[p])
+        renamed.last.weight.copy_(net.last.weight[p])
+        renamed.last.bias.copy_(net.last.bias[p])
     test_close(causal_tensor(renamed, x[:, p]), A[p][:, p], eps=1e-12)
 
 
@@ -121,7 +158,8 @@ def test_a_linear_network_is_ridge_regression():
     torch.manual_seed(0)
     x, y = (torch.as_tensor(a.copy()) for a in lag_windows(sparse_var(6, 300).x * 2, 3))
     net = ResidualMLP(6, 3, 8, 0).double()
-    solver = torch.optim.LBFGS(net.parameters(), max_iter=600, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    until = dict(max_iter=600, tolerance_grad=1e-10, tolerance_change=1e-14)
+    solver = torch.optim.LBFGS(net.parameters(), line_search_fn="strong_wolfe", **until)
     def loss():
         solver.zero_grad()
         forecast, tape = net.trace(x)
@@ -145,7 +183,9 @@ def test_a_linear_network_is_the_lasso():
         solver.zero_grad()
         forecast, tape = net.trace(x)
         loss = (forecast - y).square().mean() + lam * net.l1(tape)
-        loss.backward(); solver.step(); schedule.step()
+        loss.backward()
+        solver.step()
+        schedule.step()
     lasso = Lasso(alpha=lam * 4 / 2, tol=1e-8).fit(x.flatten(1), y)
     best = ((lasso.predict(x.flatten(1)) - y.numpy())**2).mean() + lam * np.abs(lasso.coef_).sum()
     assert best - 1e-9 <= loss.item() <= best * 1.002

@@ -11,8 +11,6 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/jrngc/05_neural.ipynb #76348134
 def test_the_proximal_step_minimises_its_objective():
-    import torch
-    from papersuite.jrngc.neural import shrink_groups
     torch.manual_seed(0)
     for scale in (0.1, 1.0, 3.0):
         w = scale * torch.randn(6).double()
@@ -23,36 +21,44 @@ def test_the_proximal_step_minimises_its_objective():
 
 
 # nbs/jrngc/05_neural.ipynb #06052b69
-def test_the_batched_networks_are_pytorch_networks_one_per_target():
-    import torch
-    from papersuite.jrngc.neural import CLSTM, CMLP
+def test_the_batched_perceptrons_are_pytorch_networks_one_per_target():
     torch.manual_seed(0)
-    x, mlp, lstm = torch.randn(7, 3, 4), CMLP(3, 4, 5), CLSTM(3, 4, 6)
+    x, mlp = torch.randn(7, 3, 4), CMLP(3, 4, 5)
     for i in range(3):
-        own = torch.nn.Sequential(torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 1))
-        own.load_state_dict({"0.weight": mlp.read[i].flatten(1), "0.bias": mlp.bias[i], "2.weight": mlp.out[i][None], "2.bias": mlp.shift[i][None]})
+        own = nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 1))
+        first = {"0.weight": mlp.read[i].flatten(1), "0.bias": mlp.bias[i]}
+        last = {"2.weight": mlp.out[i][None], "2.bias": mlp.shift[i][None]}
+        own.load_state_dict(first | last)
         assert torch.allclose(own(x.flatten(1))[:, 0], mlp(x)[:, i], atol=1e-6)
-        own = torch.nn.LSTM(3, 6, batch_first=True)
-        own.load_state_dict({"weight_ih_l0": lstm.read[i], "weight_hh_l0": lstm.recur[i].T, "bias_ih_l0": lstm.bias[i, 0], "bias_hh_l0": torch.zeros(24)})
-        last = own(x.flip(2).transpose(1, 2))[0][:, -1]
-        assert torch.allclose(last @ lstm.out[i] + lstm.shift[i], lstm(x)[:, i], atol=1e-6)
+
+
+# nbs/jrngc/05_neural.ipynb #6e81dbd6
+def test_the_batched_lstms_are_pytorch_lstms_one_per_target():
+    torch.manual_seed(0)
+    x, ours = torch.randn(7, 3, 4), CLSTM(3, 4, 6)
+    old_to_new = x.flip(2).transpose(1, 2)
+    for i in range(3):
+        own = nn.LSTM(3, 6, batch_first=True)
+        weights = {"weight_ih_l0": ours.read[i], "weight_hh_l0": ours.recur[i].T}
+        own.load_state_dict(weights | {"bias_ih_l0": ours.bias[i, 0], "bias_hh_l0": torch.zeros(24)})
+        last = own(old_to_new)[0][:, -1]
+        assert torch.allclose(last @ ours.out[i] + ours.shift[i], ours(x)[:, i], atol=1e-6)
 
 
 # nbs/jrngc/05_neural.ipynb #0554cf1a
 def test_gvar_with_constant_coefficients_is_a_linear_model():
-    import torch
-    from papersuite.jrngc.neural import GVAR
     torch.manual_seed(0)
     net, B = GVAR(3, 2), torch.randn(3, 3, 2)
-    with torch.no_grad(): net.second.zero_(); net.second_bias.copy_(B.permute(2, 0, 1).reshape(2, 1, 9))
+    with torch.no_grad():
+        net.second.zero_()
+        net.second_bias.copy_(B.permute(2, 0, 1).reshape(2, 1, 9))
     x = torch.randn(11, 3, 2)
-    assert torch.allclose(net(x), torch.einsum("ija,nja->ni", B, x), atol=1e-5) and torch.allclose(net.graph(x), B.abs())
+    assert torch.allclose(net(x), torch.einsum("ija,nja->ni", B, x), atol=1e-5)
+    assert torch.allclose(net.graph(x), B.abs())
 
 
 # nbs/jrngc/05_neural.ipynb #8f5b0511
 def test_the_hierarchical_penalty_deletes_old_lags_first():
-    import torch
-    from papersuite.jrngc.neural import CMLP
     torch.manual_seed(0)
     net = CMLP(4, 5, 3)
     for _ in range(6):
@@ -66,8 +72,6 @@ def test_the_hierarchical_penalty_deletes_old_lags_first():
 
 # nbs/jrngc/05_neural.ipynb #9fac1233
 def test_lambda_is_the_largest_within_one_standard_error():
-    import numpy as np
-    from papersuite.jrngc.neural import one_standard_error
     errors = np.array([[2.0, 2, 2, 2], [1, 1, 1, 1], [0.8, 1.3, 0.9, 1.2], [1.5, 1.6, 1.5, 1.6]])
     assert one_standard_error(errors) == 2
     assert one_standard_error(errors[[1, 3]]) == 0 and one_standard_error(errors[:1]) == 0
@@ -75,25 +79,24 @@ def test_lambda_is_the_largest_within_one_standard_error():
 
 # nbs/jrngc/05_neural.ipynb #b3baef3a
 def test_every_network_finds_a_single_link_with_its_direction():
-    import numpy as np, torch
-    from papersuite.jrngc.neural import CLSTM, CMLP, GVAR, fit_path
     noise = np.random.default_rng(0).normal(size=(300, 3))
     x = noise.copy()
     x[2:, 0] += np.tanh(2 * x[:-2, 2])
-    for make, lams in ((CMLP, (0.05, 0.2)), (CLSTM, (0.05, 0.2)), (GVAR, (1.0, 3.0))):
+    for make, lams, rate in ((CMLP, (0.05, 0.2), 0.1), (CLSTM, (0.05, 0.2), 0.1), (GVAR, (1.0, 3.0), 0.02)):
         torch.manual_seed(0)
-        path = fit_path(make(3, 3, 10), x, 3, lams, n_iter=100, learning_rate=0.02 if make is GVAR else 0.1)
+        path = fit_path(make(3, 3, 10), x, 3, lams, n_iter=100, learning_rate=rate)
         scores = np.where(np.eye(3, dtype=bool)[..., None], 0, path.graph)
-        assert np.unravel_index(scores.argmax(), scores.shape) == (0, 2, 1 if scores.shape[2] == 3 else 0), make.__name__
+        lag = 1 if scores.shape[2] == 3 else 0
+        assert np.unravel_index(scores.argmax(), scores.shape) == (0, 2, lag), make.__name__
         assert path.graphs.shape == (2, *path.graph.shape) and path.lam in lams
 
 
 # nbs/jrngc/05_neural.ipynb #02767664
 def test_a_path_that_does_not_grow_is_refused():
-    import numpy as np, pytest, torch
-    from papersuite.jrngc.neural import CMLP, fit_path
+    import pytest
     x = np.random.default_rng(0).normal(size=(60, 2))
     with pytest.raises(ValueError, match="that grow"): fit_path(CMLP(2, 2), x, 2, (0.2, 0.1))
     torch.manual_seed(0)
-    assert np.isfinite(fit_path(CMLP(2, 2), x, 2, (0.1, 0.2), n_iter=30, learning_rate=1e4).graph).all() # the step is halved until it works
+    path = fit_path(CMLP(2, 2), x, 2, (0.1, 0.2), n_iter=30, learning_rate=1e4)
+    assert np.isfinite(path.graph).all()
     with pytest.raises(ValueError, match="too few to hold out"): fit_path(CMLP(2, 2), x[:20], 2, (0.1, 0.2))

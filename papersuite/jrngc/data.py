@@ -36,75 +36,110 @@ def companion_radius(
 
 # %% ../../nbs/jrngc/02_data.ipynb #f2545a6e
 def sparse_var(
-    n_variables: int = 10,
-    n_time: int = 500,
+    n_variables: int = 10,  # p
+    n_time: int = 500,      # readings
     lag: int = 3,           # largest lag of a link
     density: float = 0.2,   # links per pair, of p²
     noise: float = 0.1,     # standard deviation
-    random_state: int = 0,
+    random_state: int = 0,  # seed of the links and of the noise
 ) -> CausalSeries:
-    "A sparse vector autoregression, equation (1), with the published parameters of arXiv 2405.08779. `ValueError` for impossible sizes."
+    """A sparse vector autoregression, equation (1); the defaults are those of arXiv 2405.08779.
+
+    `ValueError` for impossible sizes."""
     p, rng = _check_sizes(n_variables, n_time), np.random.default_rng(random_state)
-    n_links = int(density * p * p)
-    if not 0 < n_links <= p * (p - 1): raise ValueError(f"density {density} means {n_links} links among {p * (p - 1)} pairs; give a share that leaves at least one and fits")
-    pairs = rng.choice(p * (p - 1), n_links, replace=False)
+    B = _sparse_coefficients(p, lag, density, rng)
+    flat = B[..., ::-1].transpose(2, 1, 0).reshape(-1, p)  # rows in the order of a flat window
+    x = np.zeros((n_time + 500, p))
+    for t in range(lag, len(x)):
+        x[t] = x[t - lag:t].reshape(-1) @ flat + noise * rng.normal(size=p)
+    return CausalSeries(x[500:], (B != 0).any(-1), B != 0)
+
+# %% ../../nbs/jrngc/02_data.ipynb #6281a52a
+def _sparse_coefficients(p, lag, density, rng):
+    "(p, p, lag) coefficients ±c of a stationary system. `ValueError` for no links, or too many."
+    n_pairs, n_links = p * (p - 1), int(density * p * p)
+    if not 0 < n_links <= n_pairs:
+        raise ValueError(f"density {density} means {n_links} links among {n_pairs} pairs; "
+                         "give a share that leaves at least one and fits")
+    pairs = rng.choice(n_pairs, n_links, replace=False)
     effect, cause = pairs // (p - 1), pairs % (p - 1)
     cause += cause >= effect  # skip the diagonal
+    signs = rng.choice([-1.0, 1.0], n_links)
     B = np.zeros((p, p, lag))
-    B[effect, cause, rng.integers(lag, size=n_links)] = rng.choice([-1.0, 1.0], n_links)
+    B[effect, cause, rng.integers(lag, size=n_links)] = signs
     while companion_radius(B) > 0.998: B *= 0.99
-    x, flat = np.zeros((n_time + 500, p)), B[..., ::-1].transpose(2, 1, 0).reshape(-1, p)
-    for t in range(lag, len(x)): x[t] = x[t - lag:t].reshape(-1) @ flat + noise * rng.normal(size=p)
-    return CausalSeries(x[500:], (B != 0).any(-1), B != 0)
+    return B
 
 # %% ../../nbs/jrngc/02_data.ipynb #0f42f59b
 def _check_sizes(n_variables, n_time, least=2):
     "The number of variables, if both sizes make sense."
-    if n_variables < least or n_time < 2: raise ValueError(f"n_variables is {n_variables} and n_time {n_time}; at least {least} variables and 2 time points are needed")
+    if n_variables < least or n_time < 2:
+        raise ValueError(f"n_variables is {n_variables} and n_time {n_time}; "
+                         f"at least {least} variables and 2 time points are needed")
     return int(n_variables)
 
 # %% ../../nbs/jrngc/02_data.ipynb #61be3479
-def lorenz96_rate(x: np.ndarray, forcing: float) -> np.ndarray:
+def lorenz96_rate(
+    x: np.ndarray,  # (..., variables) state
+    forcing: float, # F
+) -> np.ndarray:    # the shape of x
     "Time derivative of the Lorenz-96 system, equation (2), along the last axis of `x`."
     return (np.roll(x, -1, -1) - np.roll(x, 2, -1)) * np.roll(x, 1, -1) - x + forcing
 
 def lorenz96(
     n_variables: int = 10, # at least 4
-    n_time: int = 500,
-    forcing: float = 10.0, # F
+    n_time: int = 500,     # readings
+    forcing: float = 10.0, # F; the larger, the more chaotic
     noise: float = 0.1,    # standard deviation of the measurement
     step: float = 0.1,     # time between two readings
-    random_state: int = 0,
+    random_state: int = 0, # seed of the start and of the noise
 ) -> CausalSeries:
     "The Lorenz-96 system, integrated by SciPy. `ValueError` for fewer than four variables."
     from scipy.integrate import odeint
     p, rng = _check_sizes(n_variables, n_time, 4), np.random.default_rng(random_state)
-    x = odeint(lambda x, t: lorenz96_rate(x, forcing), rng.normal(0, 0.01, p), np.arange(n_time + 1000) * step)[1000:]
+    rate = lambda x, t: lorenz96_rate(x, forcing)
+    times = np.arange(n_time + 1000) * step
+    x = odeint(rate, rng.normal(0, 0.01, p), times)[1000:]
     graph = sum(np.roll(np.eye(p, dtype=bool), shift, 1) for shift in (-2, -1, 0, 1)) > 0
     return CausalSeries(x + noise * rng.normal(size=x.shape), graph, graph[..., None])
 
 # %% ../../nbs/jrngc/02_data.ipynb #60652038
 def lotka_volterra(
     n_pairs: int = 10,   # prey, and as many predators: 2 × n_pairs variables
-    n_time: int = 2000,
+    n_time: int = 2000,  # readings
     n_parents: int = 2,  # predators of each prey
     noise: float = 0.1,  # standard deviation of the measurement
     step: float = 0.1,   # time between two readings
-    random_state: int = 0,
+    random_state: int = 0, # seed of the start and of the noise
 ) -> CausalSeries:
-    "Lotka-Volterra with several species, equation (3); the order is all prey, then all predators. `ValueError` for impossible sizes."
+    """Lotka-Volterra with several species, equation (3); all prey come first, then all predators.
+
+    `ValueError` for impossible sizes."""
     from scipy.integrate import odeint
     p, rng = _check_sizes(n_pairs, n_time, 1), np.random.default_rng(random_state)
-    if not 1 <= n_parents <= p: raise ValueError(f"n_parents is {n_parents}; each of {p} prey can have 1 to {p} predators")
-    hunted = (np.arange(p)[:, None] + np.arange(n_parents)) % p   # P_i: neighbours on a circle
-    link = np.zeros((p, p)); link[np.arange(p)[:, None], hunted] = 1
-    def rate(z, t):
-        x, y = z[:p], z[p:]
-        return np.concatenate([x * (1.1 - 0.2 * link @ y - 2.75e-5 * x), y * (0.2 * link.T @ x - 1.1)])
+    if not 1 <= n_parents <= p:
+        raise ValueError(f"n_parents is {n_parents}; each of {p} prey can have 1 to {p} predators")
+    link = _who_hunts_whom(p, n_parents)
+    rate = lambda z, t: _lotka_volterra_rate(z, link)
     z = odeint(rate, rng.uniform(1, 10, 2 * p), np.arange(n_time) * step, mxstep=5000)
-    block = link > 0
-    graph = np.block([[np.eye(p, dtype=bool), block], [block.T, np.eye(p, dtype=bool)]])
+    own, hunt = np.eye(p, dtype=bool), link > 0
+    graph = np.block([[own, hunt], [hunt.T, own]])
     return CausalSeries(z + noise * rng.normal(size=z.shape), graph, graph[..., None])
+
+# %% ../../nbs/jrngc/02_data.ipynb #a80789b2
+def _who_hunts_whom(p, n_parents):
+    "(prey, predators) matrix of ones and zeros."
+    hunters = (np.arange(p)[:, None] + np.arange(n_parents)) % p
+    link = np.zeros((p, p))
+    link[np.arange(p)[:, None], hunters] = 1
+    return link
+
+def _lotka_volterra_rate(z, link):
+    "Time derivative of equation (3)."
+    x, y = np.split(z, 2)
+    prey = x * (1.1 - 0.2 * link @ y - 2.75e-5 * x)
+    predators = y * (0.2 * link.T @ x - 1.1)
+    return np.concatenate([prey, predators])
 
 # %% ../../nbs/jrngc/02_data.ipynb #0c49bae6
 _SHA256 = dict(line.split() for line in """
@@ -146,9 +181,11 @@ netsim_sim3_subject_4.npz 9f5c90d84e326c101cb0af69531ed8b66e3dfe77602b5b4dc9a610
 """.split("\n") if line)
 
 # %% ../../nbs/jrngc/02_data.ipynb #cb38dad7
-_PUBLISHED = {"dream3": "https://raw.githubusercontent.com/ElleZWQ/JRNGC/9385e5c38c769804c032768b3b422cf8b05a6ff2/data/",
-              "netsim": "https://raw.githubusercontent.com/sakhanna/SRU_for_GCI/master/data/netsim/",
-              "causaltime": "https://raw.githubusercontent.com/jarrycyx/UNN/main/CausalTime/datasets/air_quality/"}
+_PUBLISHED = {
+    "dream3": "https://raw.githubusercontent.com/ElleZWQ/JRNGC/"
+              "9385e5c38c769804c032768b3b422cf8b05a6ff2/data/",
+    "netsim": "https://raw.githubusercontent.com/sakhanna/SRU_for_GCI/master/data/netsim/",
+    "causaltime": "https://raw.githubusercontent.com/jarrycyx/UNN/main/CausalTime/datasets/air_quality/"}
 
 def _file(name: str) -> Path:
     "A benchmark file, from PAPERSUITE_DATA, the cache or the network; raises `DataUnavailable`."
@@ -160,41 +197,68 @@ def _file(name: str) -> Path:
 # %% ../../nbs/jrngc/02_data.ipynb #3787f569
 DREAM3_NETWORKS = ("Ecoli1", "Ecoli2", "Yeast1", "Yeast2", "Yeast3")
 
-@dataset("jrngc/dream3", kind="downloaded", source="github.com/ElleZWQ/JRNGC, folder data (DREAM3 in-silico challenge)", licence="repository MIT; cite the organisers", path="jrngc/dream3_10_0.tsv")
+@dataset(
+    "jrngc/dream3", kind="downloaded", licence="repository MIT; cite the organisers",
+    source="github.com/ElleZWQ/JRNGC, folder data (DREAM3 in-silico challenge)", path="jrngc/dream3_10_0.tsv")
 def dream3(
     network: str = "Ecoli1", # one of `DREAM3_NETWORKS`
     size: int = 100,         # genes: 10, 50 or 100
 ) -> CausalSeries:
-    "A DREAM3 gene network: all its trajectories and its true edges. `ValueError` for another network or size; `DataUnavailable` without the file."
-    if network not in DREAM3_NETWORKS or size not in (10, 50, 100): raise ValueError(f"network is {network!r} and size {size}; use one of {', '.join(DREAM3_NETWORKS)} and 10, 50 or 100")
+    """A DREAM3 gene network: all its trajectories and its true edges.
+
+    `ValueError` for another network or size; `DataUnavailable` without the file."""
+    if network not in DREAM3_NETWORKS or size not in (10, 50, 100):
+        raise ValueError(f"network is {network!r} and size {size}; "
+                         f"use one of {', '.join(DREAM3_NETWORKS)} and 10, 50 or 100")
     stem = f"dream3_{size}_{DREAM3_NETWORKS.index(network)}"
-    if f"{stem}.tsv" not in _SHA256: raise ValueError(f"no checksum is known for {network} with {size} genes; available at this size: Ecoli1, Ecoli2")
+    if f"{stem}.tsv" not in _SHA256:
+        raise ValueError(f"no checksum is known for {network} with {size} genes; "
+                         "available at this size: Ecoli1, Ecoli2")
     names = _file(f"{stem}.tsv").open().readline().replace('"', "").split()[1:]
     table = np.genfromtxt(_file(f"{stem}.tsv"), skip_header=1)
-    starts = np.flatnonzero(table[:, 0] == 0)
-    graph = np.zeros((size, size), dtype=bool)
+    trajectories = np.split(table[:, 1:], np.flatnonzero(table[:, 0] == 0)[1:])
+    graph = _dream3_edges(stem, names)
+    return CausalSeries(trajectories, graph, names=names, self_loops=False)
+
+# %% ../../nbs/jrngc/02_data.ipynb #db97a9fe
+def _dream3_edges(stem, names):
+    "(genes, genes) bool, [effect, cause]."
+    graph = np.zeros((len(names), len(names)), dtype=bool)
     for line in _file(f"{stem}_true.txt").read_text().split("\n"):
-        cause, effect, link = line.split() if line.strip() else ("", "", "0")
+        if not line.strip(): continue
+        cause, effect, link = line.split()
         if link == "1": graph[names.index(effect), names.index(cause)] = True
-    return CausalSeries(np.split(table[:, 1:], starts[1:]), graph, names=names, self_loops=False)
+    return graph
 
 # %% ../../nbs/jrngc/02_data.ipynb #3ae6d529
-@dataset("jrngc/netsim", kind="downloaded", source="github.com/sakhanna/SRU_for_GCI, folder data/netsim (Smith et al. 2011, FMRIB)", licence="repository MIT; data free to use", path="jrngc/netsim_sim3_subject_0.npz")
+@dataset(
+    "jrngc/netsim", kind="downloaded", licence="repository MIT; data free to use",
+    source="github.com/sakhanna/SRU_for_GCI, folder data/netsim (Smith et al. 2011, FMRIB)",
+    path="jrngc/netsim_sim3_subject_0.npz")
 def netsim(
     subject: int = 0, # 0 to 4
 ) -> CausalSeries:
-    "A subject of NetSim simulation 3. `ValueError` for another subject; `DataUnavailable` without the file."
-    if f"netsim_sim3_subject_{subject}.npz" not in _SHA256: raise ValueError(f"subject is {subject}; checksums are known for 0 to 4")
-    with np.load(_file(f"netsim_sim3_subject_{subject}.npz")) as file:
+    """A subject of NetSim simulation 3.
+
+    `ValueError` for another subject; `DataUnavailable` without the file."""
+    name = f"netsim_sim3_subject_{subject}.npz"
+    if name not in _SHA256: raise ValueError(f"subject is {subject}; checksums are known for 0 to 4")
+    with np.load(_file(name)) as file:
         return CausalSeries(file["X_np"].T.astype(float), file["Gref"] > 0)
 
 # %% ../../nbs/jrngc/02_data.ipynb #9c3f56e8
-@dataset("jrngc/air_quality", kind="downloaded", source="github.com/jarrycyx/UNN, folder CausalTime/datasets/air_quality", licence="repository MIT", path="jrngc/causaltime_air_quality_data.npy")
+@dataset(
+    "jrngc/air_quality", kind="downloaded", licence="repository MIT",
+    source="github.com/jarrycyx/UNN, folder CausalTime/datasets/air_quality",
+    path="jrngc/causaltime_air_quality_data.npy")
 def air_quality(
-    n_time: int | None = None, # the first hours only
+    n_time: int | None = None, # the first hours only; default: all 8,759
 ) -> CausalSeries:
-    "Hourly fine dust at 36 stations with a graph of distances; missing values interpolated in time. `DataUnavailable` without the file."
+    """Hourly fine dust at 36 stations with a graph of distances; missing values interpolated in time.
+
+    `DataUnavailable` without the file."""
     import pandas as pd
     x = np.load(_file("causaltime_air_quality_data.npy"))[:n_time].astype(float)
     graph = np.load(_file("causaltime_air_quality_graph.npy")) > 0
-    return CausalSeries(pd.DataFrame(x).interpolate(limit_direction="both").to_numpy(), graph)
+    filled = pd.DataFrame(x).interpolate(limit_direction="both").to_numpy()
+    return CausalSeries(filled, graph)

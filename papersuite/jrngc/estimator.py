@@ -24,49 +24,82 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #d66281e5
 def train_network(
-    net: ResidualMLP, x: torch.Tensor, y: torch.Tensor, # network, (N, variables, lag) windows and (N, variables) targets
-    penalty: str | None, # a name of `PENALTIES`, or None
-    lam: float,          # λ
-    n_iter: int,
-    learning_rate: float = 1e-3,
-    n_projections: int | None = 1, # of the Frobenius penalty; None: exact
+    net: ResidualMLP,         # trained in place
+    x: torch.Tensor,          # (N, variables, lag) windows
+    y: torch.Tensor,          # (N, variables) targets, in the windows' units
+    penalty: str | None,      # a name of `PENALTIES`, or None
+    lam: float,               # λ, the weight of the penalty
+    n_iter: int,              # steps
+    learning_rate: float = 1e-3, # Adam's own default
+    n_projections: int | None = 1, # of the Frobenius penalty: one is unbiased and cheapest; None: exact
     held_out: tuple | None = None, # windows and targets that are watched but not learned from
-    generator=None, progress=None, # of the projections; called after every step
-) -> list:               # (step, held-out mean squared error) pairs; empty without held-out data
-    "Full-batch Adam on the loss of JRNGC (arXiv 2405.08779). With held-out data the weights of its smallest error are kept."
-    solver, watched, best = torch.optim.Adam(net.parameters(), learning_rate), [], None
+    generator=None,           # of the projections; default: torch's own
+    progress=None,            # called with the loss after every step
+) -> list:                    # (step, held-out mean squared error) pairs; empty without held-out data
+    """Full-batch Adam on the loss of JRNGC (arXiv 2405.08779).
+
+    With held-out data, whose error is taken every tenth step, the weights of its smallest error are kept."""
+    solver = torch.optim.Adam(net.parameters(), learning_rate)
+    watch = _Watch(net, held_out)
     for step in range(1, n_iter + 1):
-        forecast, tape = net.train().trace(x)
-        loss = (forecast - y).square().mean()
-        if penalty: loss = loss + lam * PENALTIES[penalty].value(net, tape, n_projections, generator)
-        solver.zero_grad(); loss.backward(); solver.step()
-        if held_out and step % 10 == 0:
-            with torch.no_grad(): watched.append((step, float((net.eval()(held_out[0]) - held_out[1]).square().mean())))
-            if watched[-1][1] == min(e for _, e in watched): best = {k: v.clone() for k, v in net.state_dict().items()}
+        loss = _loss(net, x, y, penalty, lam, n_projections, generator)
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+        watch.look(step)
         if progress: progress(loss)
-    if best: net.load_state_dict(best)
-    return watched
+    return watch.end()
+
+# %% ../../nbs/jrngc/01_estimator.ipynb #616c7de3
+def _loss(net, x, y, penalty, lam, n_projections, generator):
+    "Mean squared error of the forecasts, and λ times the penalty."
+    forecast, tape = net.train().trace(x)
+    error = (forecast - y).square().mean()
+    if not penalty: return error
+    return error + lam * PENALTIES[penalty].value(net, tape, n_projections, generator)
+
+# %% ../../nbs/jrngc/01_estimator.ipynb #399176ca
+class _Watch:
+    "The errors of a network in training on windows that it does not learn from, and its best weights."
+    def __init__(self, net, held_out):
+        self.net, self.held_out = net, held_out
+        self.errors = []
+        self.best = None
+
+    def look(self, step):
+        "Take the error at every tenth step; keep the weights if none was smaller."
+        if not self.held_out or step % 10: return
+        x, y = self.held_out
+        with torch.no_grad(): error = float((self.net.eval()(x) - y).square().mean())
+        self.errors.append((step, error))
+        if error == min(e for _, e in self.errors):
+            self.best = {name: value.clone() for name, value in self.net.state_dict().items()}
+
+    def end(self):
+        "Put the best weights back, if there are any; the errors."
+        if self.best: self.net.load_state_dict(self.best)
+        return self.errors
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #4820a345
 class JRNGC(BaseEstimator):
     "Neural Granger causality with a Jacobian regularizer (arXiv 2405.08779), as a scikit-learn estimator."
     def __init__(self,
         lag: int = 5,          # τ, values of the past
-        penalty: str | None = "frobenius", # a name of `PENALTIES` ("frobenius", "l1"), or None
+        penalty: str | None = "frobenius", # a name of `PENALTIES`, or None
         lam=0.1,               # λ, or "cv": chosen by forecasts along time
         hidden: int | None = None, # hidden units; default: 100, or the number of variables if that is more
         layers: int = 3,       # residual blocks; 0 is a linear model
-        dropout: float = 0.2,
+        dropout: float = 0.2,  # share of hidden units left out at a training step, as in the official code
         first_activation: str | None = None, # None, "relu" or "tanh"
         n_projections: int | None = 1, # of the Frobenius penalty; None: exact
         standardize="global",  # "global", "trajectory" or False
-        max_gap: float | None = 1.5, # a frame is split at longer steps of its index, in usual ones; None: never
+        max_gap: float | None = 1.5, # usual steps of its index; a frame is split at longer ones; None: never
         n_iter: int = 300,     # training steps
-        learning_rate: float = 1e-3,
+        learning_rate: float = 1e-3, # of Adam
         early_stopping: bool = False, # keep the weights of the best forecast of the last part of time
         validation_fraction: float = 0.15, # that part
         n_restarts: int = 1,   # networks; their graphs and forecasts are averaged
-        random_state=0,
+        random_state=0,        # a seed, or a `RandomState`, as in scikit-learn
         device: str | None = None, # default: a GPU if there is one
         verbose: bool = False, # show a progress bar
     ):
@@ -98,7 +131,9 @@ def _units(self: JRNGC) -> Standardisation:
     return Standardisation(self.standardize, self.mean_, self.scale_)
 
 @patch
-def _windows(self: JRNGC, arrays: list) -> tuple: # (N, variables, lag) and (N, variables) tensors on the device
+def _windows(self: JRNGC,
+    arrays: list, # (time, variables) each
+) -> tuple:       # (N, variables, lag) and (N, variables) tensors on the device
     "Standardised windows and targets."
     windows = lag_windows([*map(self._units, arrays)], self.lag)
     kind = dict(dtype=torch.float32, device=pick_device(self.device))
@@ -118,12 +153,14 @@ def _network(self: JRNGC, seed: int) -> tuple:
     with seeded(seed, device) as generator: net = self._bare_network()
     return net.to(device), generator
 
+# %% ../../nbs/jrngc/01_estimator.ipynb #1ed76764
 @patch
-def _train(self: JRNGC, x, y, lam: float, seed: int, held_out=None, progress=None) -> tuple: # network, watched errors
-    "One network on windows; dropout draws from `seed` too, and the caller's generators are left alone."
+def _train(self: JRNGC, x, y, lam: float, seed: int, held_out=None, progress=None) -> tuple:
+    "One network trained on windows, and the errors that were watched."
     net, generator = self._network(seed)
-    how = (self.penalty, lam, self.n_iter, self.learning_rate, self.n_projections, held_out, generator, progress)
-    with seeded(seed + 1, x.device): watched = train_network(net, x, y, *how)
+    sizes = (self.penalty, lam, self.n_iter, self.learning_rate, self.n_projections)
+    with seeded(seed + 1, x.device):
+        watched = train_network(net, x, y, *sizes, held_out, generator, progress)
     if not all(torch.isfinite(w).all() for w in net.parameters()): raise self._diverged(lam)
     return net.eval(), watched
 
@@ -159,49 +196,81 @@ def fit(self: JRNGC,
 @patch
 def _fit(self: JRNGC, X):
     "`fit` without its cleaning up."
-    from tqdm import tqdm
     self._check_settings()
     arrays = usable(read_series(self, X, fitting=True), self.lag)
+    self._take_units(arrays)
+    draw = check_random_state(self.random_state).randint
+    seeds = draw(2**31 - 2, size=self.n_restarts).tolist()
+    x, y = self._windows(arrays)
+    self.lam_ = self._choose_lam(x, y, seeds[0]) if self.lam == "cv" else float(self.lam)
+    fits = self._train_all(x, y, seeds)
+    self.networks_ = [net for net, _ in fits]
+    self.history_ = [watched for _, watched in fits]
+    graphs = [causal_tensor(net, x).cpu().numpy() for net in self.networks_]
+    self.full_time_ = np.mean(graphs, 0)
+    if not np.isfinite(self.full_time_).all(): raise self._diverged(self.lam_)
+    self.summary_ = self.full_time_.max(-1)
+    self.settings_ = self.get_params()
+
+# %% ../../nbs/jrngc/01_estimator.ipynb #08f7f8f0
+@patch
+def _take_units(self: JRNGC, arrays: list):
+    "Set `mean_` and `scale_`. `ValueError` for a series that never changes."
     still = constant_columns(arrays)
     if self.standardize and len(still):
         raise ValueError(f"X is constant in column {label(self, still)}; "
                          "a series that never changes neither causes nor is caused, drop it")
     units = standardisation(arrays, self.standardize)
     self.mean_, self.scale_ = units.mean, units.scale
-    seeds = check_random_state(self.random_state).randint(2**31 - 2, size=self.n_restarts).tolist()
-    x, y = self._windows(arrays)
-    self.lam_ = self._choose_lam(x, y, seeds[0]) if self.lam == "cv" else float(self.lam)
-    n = len(x) - (max(1, int(self.validation_fraction * len(x))) if self.early_stopping else 0)
-    if n < 1: raise ValueError(f"{len(x)} windows are too few to hold out a share of {self.validation_fraction}")
+
+# %% ../../nbs/jrngc/01_estimator.ipynb #aa82f678
+@patch
+def _train_all(self: JRNGC, x, y, seeds: list) -> list: # (network, watched errors) of every restart
+    "A network for each seed. `ValueError` if there is nothing left to learn from."
+    from tqdm import tqdm
+    n_held_out = max(1, int(self.validation_fraction * len(x))) if self.early_stopping else 0
+    n = len(x) - n_held_out
+    if n < 1:
+        share = self.validation_fraction
+        raise ValueError(f"{len(x)} windows are too few to hold out a share of {share}")
     held_out = (x[n:], y[n:]) if self.early_stopping else None
-    with tqdm(total=self.n_iter * self.n_restarts, desc="JRNGC", disable=not self.verbose) as bar:
-        fits = [self._train(x[:n], y[:n], self.lam_, seed, held_out, lambda loss: bar.update()) for seed in seeds]
-    self.networks_, self.history_ = ([f[k] for f in fits] for k in (0, 1))
-    self.full_time_ = np.mean([causal_tensor(net, x).cpu().numpy() for net in self.networks_], 0)
-    if not np.isfinite(self.full_time_).all(): raise self._diverged(self.lam_)
-    self.summary_, self.settings_ = self.full_time_.max(-1), self.get_params()
+    total = self.n_iter * self.n_restarts
+    with tqdm(total=total, desc="JRNGC", disable=not self.verbose) as bar:
+        count = lambda loss: bar.update()
+        return [self._train(x[:n], y[:n], self.lam_, seed, held_out, count) for seed in seeds]
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #7752ace8
 @patch
 def _choose_lam(self: JRNGC, x, y, seed: int) -> float:
     "The largest λ within one standard error of the best forecast; keeps the table in `lam_path_`."
-    from sklearn.model_selection import TimeSeriesSplit
     if self.penalty is None: raise ValueError("lam='cv' needs a penalty; penalty is None")
     if len(x) < 8: raise ValueError(f"lam='cv' needs at least 8 windows; there are {len(x)}")
-    errors = {}
-    for lam in PENALTIES[self.penalty].lams:
-        folds = [(torch.as_tensor(a), torch.as_tensor(b)) for a, b in TimeSeriesSplit(3).split(np.arange(len(x)))]
-        watched = [self._train(x[a], y[a], lam, seed, (x[b], y[b]))[1] for a, b in folds]
-        errors[lam] = [min(e for _, e in w) for w in watched]
-    table = np.array(list(errors.values()))
+    lams = PENALTIES[self.penalty].lams
+    table = np.array([self._fold_errors(x, y, lam, seed) for lam in lams])
     spread = table.std(1, ddof=1) / np.sqrt(table.shape[1])
-    self.lam_path_ = {lam: (float(m), float(s)) for lam, m, s in zip(errors, table.mean(1), spread)}
-    return list(errors)[one_standard_error(table)]
+    self.lam_path_ = {lam: (float(m), float(s)) for lam, m, s in zip(lams, table.mean(1), spread)}
+    return lams[one_standard_error(table)]
+
+# %% ../../nbs/jrngc/01_estimator.ipynb #add8a340
+@patch
+def _fold_errors(self: JRNGC, x, y, lam: float, seed: int) -> list:
+    "Smallest held-out error of each of three folds, the later part of time judging the earlier."
+    from sklearn.model_selection import TimeSeriesSplit
+    errors = []
+    for past, future in TimeSeriesSplit(3).split(np.arange(len(x))):
+        past, future = torch.as_tensor(past), torch.as_tensor(future)
+        _, watched = self._train(x[past], y[past], lam, seed, (x[future], y[future]))
+        errors.append(min(error for _, error in watched))
+    return errors
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #c9f725e9
 @patch
-def predict(self: JRNGC, X): # array or frame, or a list of trajectories
-    "One-step forecasts in the units of the data: (time − lag, variables), or a list of them. `ValueError` for other variables or too few time points."
+def predict(self: JRNGC,
+    X, # (time, variables) array or frame in the units of the data, or a list of them
+):     # (time − lag, variables) forecasts, or a list of them
+    """One-step forecasts in the units of the data, NaN where the past of a row has a gap.
+
+    `ValueError` for other variables than in the fit, or too few time points."""
     check_is_fitted(self, "networks_")
     out = [self._aligned(pieces) for pieces in read_series(self, X, fitting=False)]
     return out if several(X) else out[0]
@@ -218,21 +287,31 @@ def _aligned(self: JRNGC, pieces: list) -> np.ndarray: # (time − lag, variable
 # %% ../../nbs/jrngc/01_estimator.ipynb #7157f61c
 @patch
 def _predict(self: JRNGC, a: np.ndarray) -> np.ndarray:
+    "(time − lag, variables) forecasts of one piece without gaps, mean over the networks."
     x, _ = self._windows([a])
-    with torch.no_grad(): z = torch.stack([net.eval()(x) for net in self.networks_]).mean(0).cpu().numpy().astype(float)
+    with torch.no_grad():
+        forecasts = torch.stack([net.eval()(x) for net in self.networks_])
+        z = forecasts.mean(0).cpu().numpy().astype(float)
     return self._units.back(z, a)
 
 @patch
-def score(self: JRNGC, X, y=None) -> float:
-    "Mean over the variables of R² of the one-step forecasts."
+def score(self: JRNGC,
+    X,      # (time, variables) array or frame, or a list of trajectories
+    y=None, # ignored
+) -> float: # 1 at best; 0 for forecasts no better than the mean
+    """Mean over the variables of R² of the one-step forecasts.
+
+    `ValueError` for other variables than in the fit, or too few time points."""
     from sklearn.metrics import r2_score
     check_is_fitted(self, "networks_")
     arrays = usable(read_series(self, X, fitting=False), self.lag)
-    return float(r2_score(np.concatenate([a[self.lag:] for a in arrays]), np.concatenate([self._predict(a) for a in arrays])))
+    targets = np.concatenate([a[self.lag:] for a in arrays])
+    forecasts = np.concatenate([self._predict(a) for a in arrays])
+    return float(r2_score(targets, forecasts))
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #d738736f
 def _shift_apart(x: np.ndarray, rng) -> np.ndarray:
-    "Every series around the circle by an amount of its own, any two by at least half of time / variables apart."
+    "Every series around the circle by an amount of its own, any two at least half of time / variables apart."
     n, p = x.shape
     offsets = (rng.permutation(p) + rng.uniform(0, 0.5, p)) * n / p
     return np.stack([np.roll(column, int(offset)) for column, offset in zip(x.T, offsets)], 1)
@@ -245,36 +324,56 @@ def significance(self: JRNGC,
     alpha: float = 0.05,     # of that method; no bound on the share of false edges in linked systems
     method: str = "bh",      # "bh" or "by", of `scipy.stats.false_discovery_control`
 ) -> np.ndarray:             # (p, p) bool, [effect, cause]
-    """Edges off the diagonal that beat time-shifted surrogates, which have no links; sets `p_values_` and `edges_`.
+    """Edges off the diagonal that beat time-shifted surrogates, which have no links.
 
-    Where series are linked, the share of false edges can be several times `alpha`. `ValueError` for bad settings.
-    """
+    Sets `p_values_` and `edges_`. Where series are linked, the share of false edges can be several
+    times `alpha`. `ValueError` for bad settings."""
     from scipy.stats import false_discovery_control
-    from sklearn.base import clone
     check_is_fitted(self, "networks_")
-    if n_surrogates < 1 or not 0 < alpha < 1 or method not in ("bh", "by"): raise ValueError(f"n_surrogates is {n_surrogates}, alpha {alpha} and method {method!r}; needed are 1 or more, a number in (0, 1), and 'bh' or 'by'")
-    arrays, rng = usable(read_series(self, X, fitting=False), self.lag), check_random_state(self.random_state)
-    off, null = ~np.eye(self.n_features_in_, dtype=bool), []
-    for seed in rng.randint(2**31 - 2, size=n_surrogates):
-        shifted = [_shift_apart(a, rng) for a in arrays]
-        null.append(clone(self).set_params(lam=self.lam_, random_state=int(seed)).fit(shifted).summary_[off])
-    null = np.sort(np.concatenate(null))
+    if n_surrogates < 1 or not 0 < alpha < 1 or method not in ("bh", "by"):
+        raise ValueError(f"n_surrogates is {n_surrogates}, alpha {alpha} and method {method!r}; "
+                         "needed are 1 or more, a number in (0, 1), and 'bh' or 'by'")
+    off = ~np.eye(self.n_features_in_, dtype=bool)
+    scores = self.summary_[off]
+    null = np.sort(self._null_scores(X, n_surrogates))
+    n_above = len(null) - np.searchsorted(null, scores)
     self.p_values_ = np.ones_like(self.summary_)
-    self.p_values_[off] = (1 + len(null) - np.searchsorted(null, self.summary_[off])) / (1 + len(null))
+    self.p_values_[off] = (1 + n_above) / (1 + len(null))
     self.edges_ = np.zeros(off.shape, bool)
     self.edges_[off] = false_discovery_control(self.p_values_[off], method=method) <= alpha
     return self.edges_
 
+# %% ../../nbs/jrngc/01_estimator.ipynb #d6871fa1
+@patch
+def _null_scores(self: JRNGC, X, n_surrogates: int) -> np.ndarray:
+    "Scores off the diagonal of fits to series that were shifted apart, all in one row."
+    from sklearn.base import clone
+    arrays = usable(read_series(self, X, fitting=False), self.lag)
+    rng = check_random_state(self.random_state)
+    off = ~np.eye(self.n_features_in_, dtype=bool)
+    null = []
+    for seed in rng.randint(2**31 - 2, size=n_surrogates):
+        shifted = [_shift_apart(a, rng) for a in arrays]
+        surrogate = clone(self).set_params(lam=self.lam_, random_state=int(seed)).fit(shifted)
+        null.append(surrogate.summary_[off])
+    return np.concatenate(null)
+
 # %% ../../nbs/jrngc/01_estimator.ipynb #b993edda
 @patch
-def plot(self: JRNGC, axes=None):
+def plot(self: JRNGC,
+    axes=None, # `lag` axes to draw on; default: a new figure
+):
     "Heat maps of the graph at every lag (effects in rows, causes in columns); returns the figure."
     import matplotlib.pyplot as plt
     check_is_fitted(self, "networks_")
-    fig, axes = plt.subplots(1, self.lag, figsize=(1.2 + 1.9 * self.lag, 2.6), sharey=True, squeeze=False) if axes is None else (np.ravel(axes)[0].figure, np.reshape(axes, (1, -1)))
+    if axes is None:
+        size = (1.2 + 1.9 * self.lag, 2.6)
+        fig, axes = plt.subplots(1, self.lag, figsize=size, sharey=True, squeeze=False)
+    else: fig, axes = np.ravel(axes)[0].figure, np.reshape(axes, (1, -1))
     for a, ax in enumerate(axes[0]):
         image = ax.imshow(self.full_time_[..., a], vmin=0, vmax=self.full_time_.max(), cmap="Blues")
-        ax.set(title=f"lag {a + 1}", xlabel="cause"); ax.grid(False)
+        ax.set(title=f"lag {a + 1}", xlabel="cause")
+        ax.grid(False)
     axes[0][0].set_ylabel("effect")
     names = getattr(self, "feature_names_in_", None)
     if names is not None: axes[0][0].set_yticks(range(len(names)), names)
@@ -284,17 +383,21 @@ def plot(self: JRNGC, axes=None):
 # %% ../../nbs/jrngc/01_estimator.ipynb #0cfdcb68
 @patch
 def to_networkx(self: JRNGC,
-    threshold: float | None = None, # keep edges with this score or more; default: the significant ones, else all
-):
-    "A `networkx.DiGraph` from causes to effects, without self-loops; edges have `weight`, `lag` and perhaps `p_value`."
+    threshold: float | None = None, # smallest score of an edge that is kept; default: significance, else none
+):                                  # a `networkx.DiGraph`
+    """The graph from causes to effects, without self-loops.
+
+    Edges have a `weight` (the score), the `lag` of the largest derivative, and perhaps a `p_value`."""
     import networkx as nx
     check_is_fitted(self, "networks_")
-    keep = self.summary_ >= threshold if threshold is not None else getattr(self, "edges_", np.ones_like(self.summary_, bool))
+    if threshold is not None: keep = self.summary_ >= threshold
+    else: keep = getattr(self, "edges_", np.ones_like(self.summary_, bool))
     names = [str(n) for n in getattr(self, "feature_names_in_", range(self.n_features_in_))]
     graph = nx.DiGraph()
     graph.add_nodes_from(names)
     for i, j in zip(*np.nonzero(keep & ~np.eye(len(names), dtype=bool))):
-        facts = dict(weight=float(self.summary_[i, j]), lag=int(self.full_time_[i, j].argmax()) + 1)
+        lag = int(self.full_time_[i, j].argmax()) + 1
+        facts = dict(weight=float(self.summary_[i, j]), lag=lag)
         if hasattr(self, "p_values_"): facts["p_value"] = float(self.p_values_[i, j])
         graph.add_edge(names[j], names[i], **facts)
     return graph
@@ -303,8 +406,10 @@ def to_networkx(self: JRNGC,
 JRNGC_FILE = "papersuite.JRNGC/1"
 
 @patch
-def save(self: JRNGC, path: str | Path) -> Path:
-    "Write the fitted estimator to a safetensors file, atomically."
+def save(self: JRNGC,
+    path: str | Path, # of the file
+) -> Path:            # the same
+    "Write the fitted estimator to a safetensors file, in one piece. `NotFittedError` before a fit."
     check_is_fitted(self, "networks_")
     states = [net.state_dict() for net in self.networks_]
     tensors = {f"{r}/{name}": t for r, state in enumerate(states) for name, t in state.items()}
@@ -317,16 +422,17 @@ def save(self: JRNGC, path: str | Path) -> Path:
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #bd1313f0
 def load_jrngc(
-    path: str | Path,
-    device: str | None = None, # where it will run
-) -> JRNGC:
+    path: str | Path,          # a file that `save` wrote
+    device: str | None = None, # where it will run; default: a GPU if there is one
+) -> JRNGC:                    # fitted
     "A saved estimator. `FileNotFoundError`; `ValueError` for a foreign or damaged file."
     stored = load_tensors(path, JRNGC_FILE)
     with understood(path):
         model = JRNGC(**stored.facts["settings"] | {"device": device})
         _take_facts(model, stored.tensors, stored.facts)
         states = [_of_network(stored.tensors, r) for r in range(model.n_restarts)]
-        model.networks_ = [filled(model._bare_network, state, path).to(pick_device(device)) for state in states]
+        networks = [filled(model._bare_network, state, path) for state in states]
+        model.networks_ = [net.to(pick_device(device)) for net in networks]
     return model
 
 def _of_network(tensors, r):
@@ -336,10 +442,13 @@ def _of_network(tensors, r):
 # %% ../../nbs/jrngc/01_estimator.ipynb #e6832352
 def _take_facts(model, tensors, facts):
     "Set what `fit` sets, the networks aside."
-    for name in [k for k in tensors if k.endswith("_") and "/" not in k]: setattr(model, name, tensors[name].numpy())
-    model.n_features_in_, model.settings_ = len(model.mean_), model.get_params()
+    fitted = [name for name in tensors if name.endswith("_") and "/" not in name]
+    for name in fitted: setattr(model, name, tensors[name].numpy())
+    model.n_features_in_ = len(model.mean_)
+    model.settings_ = model.get_params()
     if facts["names"]: model.feature_names_in_ = np.asarray(facts["names"], dtype=object)
-    model.summary_, model.lam_, model.history_ = model.full_time_.max(-1), facts["lam"], facts["history"]
+    model.summary_ = model.full_time_.max(-1)
+    model.lam_, model.history_ = facts["lam"], facts["history"]
     if facts["path"]: model.lam_path_ = {lam: tuple(v) for lam, v in facts["path"]}
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #029184e7

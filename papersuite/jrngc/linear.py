@@ -9,51 +9,75 @@ __all__ = ['standardised', 'regression', 'needed', 'var_f_test', 'var_t_values',
            'ridge_var', 'lasso_var', 'var_lingam', 'pcmci_plus']
 
 # %% ../../nbs/jrngc/04_linear.ipynb #895294d1
-import contextlib, importlib, io
+import contextlib
+import importlib
+import io
 import numpy as np
 from .model import lag_windows
 from .series import constant_columns, standardisation
 
 # %% ../../nbs/jrngc/04_linear.ipynb #9beb9304
-def standardised(x) -> list:
-    "Trajectories in units of the standard deviation over all of them. `ValueError` for constant, missing or infinite values."
+def standardised(
+    x,      # (time, variables), or a list of trajectories
+) -> list:  # (time, variables) arrays
+    """Trajectories in units of the standard deviation over all of them.
+
+    `ValueError` for constant, missing or infinite values."""
     parts = [np.asarray(s, dtype=float) for s in (x if isinstance(x, (list, tuple)) else [x])]
-    if not all(np.isfinite(s).all() for s in parts): raise ValueError("the series hold NaN or infinite values")
+    if not all(np.isfinite(s).all() for s in parts):
+        raise ValueError("the series hold NaN or infinite values")
     if len(constant_columns(parts)): raise ValueError("one of the series is constant")
     return [*map(standardisation(parts, "global"), parts)]
 
-def regression(x, lag: int) -> tuple: # (N, variables × lag) and (N, variables); column j × lag + a − 1 is variable j at lag a
-    "The design and the targets of equation (1)."
+def regression(
+    x,        # (time, variables), or a list of trajectories
+    lag: int, # values of the past
+) -> tuple:   # (N, variables × lag) design, and (N, variables) targets
+    "Both sides of equation (1). Column j × lag + a − 1 of the design is variable j at lag a."
     windows, targets = lag_windows(standardised(x), lag)
     return windows.reshape(len(windows), -1), np.ascontiguousarray(targets)
 
 # %% ../../nbs/jrngc/04_linear.ipynb #f7eb9db1
-def needed(module: str):
+def needed(
+    module: str, # its name, as it is imported
+):               # the module
     "An optional library; `ImportError` that says how to install it."
     try: return importlib.import_module(module)
-    except ImportError as error: raise ImportError(f"{module} is not installed; pip install papersuite[causal] brings it") from error
+    except ImportError as error:
+        raise ImportError(f"{module} is not installed; pip install papersuite[causal] brings it") from error
 
 # %% ../../nbs/jrngc/04_linear.ipynb #fed37b29
 def var_f_test(
     x,        # (time, variables), or a list of trajectories
     lag: int, # values of the past
 ) -> np.ndarray: # (p, p, 1) F statistics
-    "Granger's F-test in the full vector autoregression, by statsmodels. `ImportError` without it; `ValueError` for too few windows."
+    """Granger's F-test in the full vector autoregression, by statsmodels.
+
+    `ImportError` without it; `ValueError` for too few windows."""
+    fits = _least_squares(x, lag)
+    p = len(fits)
+    left_out = np.eye(p * lag, p * lag + 1, 1).reshape(p, lag, -1)  # rows of coefficients that are to be zero
+    statistic = lambda fit, rows: float(np.squeeze(fit.f_test(rows).fvalue))
+    return np.array([[statistic(fit, rows) for rows in left_out] for fit in fits])[..., None]
+
+def _least_squares(x, lag):
+    "A regression of each target, by statsmodels; coefficient 0 is the constant."
     api = needed("statsmodels.api")
     Z, Y = regression(x, lag)
-    p = Y.shape[1]
-    if len(Y) <= p * lag + 1: raise ValueError(f"{len(Y)} windows are too few for {p * lag + 1} coefficients; shorten the lag")
-    leave_out = np.eye(p * lag, p * lag + 1, 1).reshape(p, lag, -1)
-    fits = [api.OLS(y, api.add_constant(Z)).fit() for y in Y.T]
-    return np.array([[float(np.squeeze(fit.f_test(rows).fvalue)) for rows in leave_out] for fit in fits])[..., None]
+    n_coefficients = Z.shape[1] + 1
+    if len(Y) <= n_coefficients:
+        raise ValueError(f"{len(Y)} windows are too few for {n_coefficients} coefficients; shorten the lag")
+    return [api.OLS(y, api.add_constant(Z)).fit() for y in Y.T]
 
 # %% ../../nbs/jrngc/04_linear.ipynb #411491d5
-def var_t_values(x, lag: int) -> np.ndarray: # (p, p, lag)
-    "Absolute t statistics of the vector autoregression, by statsmodels. `ImportError` without it; `ValueError` for too few windows."
-    api = needed("statsmodels.api")
-    Z, Y = regression(x, lag)
-    if len(Y) <= Z.shape[1] + 1: raise ValueError(f"{len(Y)} windows are too few for {Z.shape[1] + 1} coefficients; shorten the lag")
-    return np.array([np.abs(api.OLS(y, api.add_constant(Z)).fit().tvalues[1:]).reshape(-1, lag) for y in Y.T])
+def var_t_values(
+    x,        # (time, variables), or a list of trajectories
+    lag: int, # values of the past
+) -> np.ndarray: # (p, p, lag)
+    """Absolute t statistics of the vector autoregression, by statsmodels.
+
+    `ImportError` without it; `ValueError` for too few windows."""
+    return np.array([np.abs(fit.tvalues[1:]).reshape(-1, lag) for fit in _least_squares(x, lag)])
 
 # %% ../../nbs/jrngc/04_linear.ipynb #b892b832
 def _explained(windows: np.ndarray, target: np.ndarray) -> np.ndarray: # (p,)
@@ -74,14 +98,20 @@ def pairwise_f_test(
     n, p = Y.shape
     if n <= 2 * lag + 1:
         raise ValueError(f"{n} windows are too few for {2 * lag + 1} coefficients; shorten the lag")
-    F = np.empty((p, p))
-    for i, own in enumerate(np.split(Z, p, 1)):
-        basis, _ = np.linalg.qr(np.column_stack([np.ones(n), own]))
-        rest, others = (a - basis @ (basis.T @ a) for a in (Y[:, i], Z))
-        gain, left = _explained(others.reshape(n, p, lag), rest), rest @ rest
-        F[i] = (gain / lag) / np.maximum((left - gain) / (n - 2 * lag - 1), 1e-300)
-        F[i, i] = ((np.var(Y[:, i]) * n - left) / lag) / (left / (n - lag - 1))
-    return F[..., None]
+    return np.array([_f_of_one_effect(Z, Y[:, i], i, lag) for i in range(p)])[..., None]
+
+# %% ../../nbs/jrngc/04_linear.ipynb #970ece95
+def _f_of_one_effect(Z, target, effect, lag):
+    "(p,) F statistics of all causes of one effect, its own past among them."
+    n, p = len(Z), Z.shape[1] // lag
+    own = Z[:, effect * lag:(effect + 1) * lag]
+    basis, _ = np.linalg.qr(np.column_stack([np.ones(n), own]))
+    rest, others = (a - basis @ (basis.T @ a) for a in (target, Z))
+    gain, left = _explained(others.reshape(n, p, lag), rest), rest @ rest
+    F = (gain / lag) / np.maximum((left - gain) / (n - 2 * lag - 1), 1e-300)
+    without_past = np.var(target) * n
+    F[effect] = ((without_past - left) / lag) / (left / (n - lag - 1))
+    return F
 
 # %% ../../nbs/jrngc/04_linear.ipynb #cdbbc179
 def absolute_correlation(x) -> np.ndarray: # (p, p, 1), symmetric
@@ -90,31 +120,47 @@ def absolute_correlation(x) -> np.ndarray: # (p, p, 1), symmetric
     return np.abs(z.T @ z / len(z))[..., None]
 
 # %% ../../nbs/jrngc/04_linear.ipynb #a7094622
-def ridge_var(x, lag: int) -> np.ndarray: # (p, p, lag)
+def ridge_var(
+    x,        # (time, variables), or a list of trajectories
+    lag: int, # values of the past
+) -> np.ndarray: # (p, p, lag)
     "Absolute coefficients of a ridge vector autoregression, its penalty chosen along time."
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import TimeSeriesSplit
     Z, Y = regression(x, lag)
-    return np.abs(RidgeCV(np.logspace(-2, 4, 13), cv=TimeSeriesSplit(3)).fit(Z, Y).coef_).reshape(Y.shape[1], -1, lag)
+    fit = RidgeCV(np.logspace(-2, 4, 13), cv=TimeSeriesSplit(3)).fit(Z, Y)
+    return np.abs(fit.coef_).reshape(Y.shape[1], -1, lag)
 
-def lasso_var(x, lag: int) -> np.ndarray: # (p, p, lag)
+def lasso_var(
+    x,        # (time, variables), or a list of trajectories
+    lag: int, # values of the past
+) -> np.ndarray: # (p, p, lag)
     "Absolute coefficients of a Lasso regression per target, each penalty chosen along time."
     from sklearn.linear_model import LassoCV
     from sklearn.model_selection import TimeSeriesSplit
     Z, Y = regression(x, lag)
-    fits = [LassoCV(cv=TimeSeriesSplit(3), alphas=np.logspace(-4, 0, 30), max_iter=20_000, tol=1e-3).fit(Z, y) for y in Y.T]
+    search = dict(cv=TimeSeriesSplit(3), alphas=np.logspace(-4, 0, 30), max_iter=20_000, tol=1e-3)
+    fits = [LassoCV(**search).fit(Z, y) for y in Y.T]
     return np.abs([fit.coef_ for fit in fits]).reshape(Y.shape[1], -1, lag)
 
 # %% ../../nbs/jrngc/04_linear.ipynb #babd1467
-def var_lingam(x, lag: int) -> np.ndarray: # (p, p, lag)
-    "Absolute lagged coefficients of VARLiNGAM, by lingam. `ImportError` without it; `ValueError` for several trajectories, which it cannot take."
+def var_lingam(
+    x,        # (time, variables), or a list of one trajectory
+    lag: int, # values of the past
+) -> np.ndarray: # (p, p, lag)
+    """Absolute lagged coefficients of VARLiNGAM, by lingam.
+
+    `ImportError` without it; `ValueError` for several trajectories, which it cannot take."""
     lingam, parts = needed("lingam"), standardised(x)
     if len(parts) > 1: raise ValueError(f"VARLiNGAM takes one trajectory; {len(parts)} were given")
     model = lingam.VARLiNGAM(lags=lag, criterion=None, prune=False).fit(parts[0])
     return np.abs(model.adjacency_matrices_[1:]).transpose(1, 2, 0)
 
 # %% ../../nbs/jrngc/04_linear.ipynb #b371fb71
-def pcmci_plus(x, lag: int) -> np.ndarray: # (p, p, lag)
+def pcmci_plus(
+    x,        # (time, variables), or a list of trajectories
+    lag: int, # values of the past
+) -> np.ndarray: # (p, p, lag)
     "Absolute partial correlations of PCMCI+ (arXiv 2003.03685), by tigramite. `ImportError` without it."
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it could not import
         needed("tigramite")
@@ -122,6 +168,8 @@ def pcmci_plus(x, lag: int) -> np.ndarray: # (p, p, lag)
         from tigramite.independence_tests.parcorr import ParCorr
         from tigramite.pcmci import PCMCI
         parts = standardised(x)
-        frame = DataFrame(parts[0]) if len(parts) == 1 else DataFrame(dict(enumerate(parts)), analysis_mode="multiple")
-        values = PCMCI(dataframe=frame, cond_ind_test=ParCorr(), verbosity=0).run_pcmciplus(tau_min=0, tau_max=lag, pc_alpha=0.05)["val_matrix"]
+        if len(parts) == 1: frame = DataFrame(parts[0])
+        else: frame = DataFrame(dict(enumerate(parts)), analysis_mode="multiple")
+        search = PCMCI(dataframe=frame, cond_ind_test=ParCorr(), verbosity=0)
+        values = search.run_pcmciplus(tau_min=0, tau_max=lag, pc_alpha=0.05)["val_matrix"]
     return np.abs(values).transpose(1, 0, 2)[..., 1:]

@@ -16,41 +16,59 @@ def edge_pairs(
     scores: np.ndarray,  # same number of axes, or lag-resolved where the truth is a summary
     self_loops: bool,    # count the diagonal?
 ) -> tuple:              # flat truth (bool) and flat scores
-    "Truth and score of every edge that counts. `ValueError` for shapes that do not fit or scores that are not finite."
+    "Truth and score of every edge that counts. `ValueError` for unlike shapes, or scores not finite."
     truth, scores = np.asarray(truth) > 0, np.asarray(scores, dtype=float)
     if truth.ndim == 2 and scores.ndim == 3: scores = scores.max(-1)
-    if truth.shape[:2] != scores.shape[:2] or truth.ndim != scores.ndim or truth.shape[0] != truth.shape[1]:
-        raise ValueError(f"truth has shape {truth.shape} and scores {scores.shape}; give (p, p) or (p, p, lag) for both, [effect, cause, lag]")
+    square = truth.shape[0] == truth.shape[1]
+    if truth.shape[:2] != scores.shape[:2] or truth.ndim != scores.ndim or not square:
+        raise ValueError(f"truth has shape {truth.shape} and scores {scores.shape}; "
+                         "give (p, p) or (p, p, lag) for both, [effect, cause, lag]")
     if not np.isfinite(scores).all(): raise ValueError("scores hold NaN or infinite values")
     if truth.ndim == 3:
         lag = max(truth.shape[2], scores.shape[2])
-        truth, scores = (np.pad(a, ((0, 0), (0, 0), (0, lag - a.shape[2]))) for a in (truth, scores))
+        truth, scores = _lengthened(truth, lag), _lengthened(scores, lag)
     keep = np.ones(truth.shape[:2], bool) if self_loops else ~np.eye(len(truth), dtype=bool)
     return truth[keep].reshape(-1), scores[keep].reshape(-1)
+
+# %% ../../nbs/jrngc/03_metrics.ipynb #b7bd310d
+def _lengthened(array, lag):
+    "The same (p, p, ...) array with `lag` lags, zero where there were none."
+    return np.pad(array, ((0, 0), (0, 0), (0, lag - array.shape[2])))
 
 # %% ../../nbs/jrngc/03_metrics.ipynb #0c769d37
 def graph_scores(
     truth: np.ndarray,  # (p, p) or (p, p, lag) bool, [effect, cause, lag − 1]
     scores: np.ndarray, # non-negative, larger is stronger
-    self_loops: bool = False, # count the diagonal?
+    self_loops: bool = False, # count the diagonal? Papers differ; few truths speak of it
 ) -> dict:              # auroc, auprc, auprc_trapezoid, best_f1, best_accuracy, prevalence
-    "Scores that need no threshold (or the best one). `ValueError` for shapes that do not fit, or a truth of one kind only."
+    """Scores that need no threshold, or take the best one.
+
+    `ValueError` for shapes that do not fit, or a truth of one kind only."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
     y, s = edge_pairs(truth, scores, self_loops)
-    if y.all() or not y.any(): raise ValueError("the truth has no edges, or nothing but edges, among the pairs that count; nothing can be ranked")
+    if y.all() or not y.any():
+        raise ValueError("the truth has no edges, or nothing but edges, among the pairs that count; "
+                         "nothing can be ranked")
     precision, recall, _ = precision_recall_curve(y, s)
-    found = recall * y.sum()                            # true positives at every threshold
+    found = dict(auroc=roc_auc_score(y, s), auprc=average_precision_score(y, s))
+    found |= dict(auprc_trapezoid=auc(recall, precision), **_at_best(y, precision, recall))
+    return {name: float(value) for name, value in (found | dict(prevalence=y.mean())).items()}
+
+# %% ../../nbs/jrngc/03_metrics.ipynb #1c858009
+def _at_best(y, precision, recall):
+    "F1 and accuracy at the thresholds where they are largest."
+    found = recall * y.sum()
     claimed = np.divide(found, precision, out=np.zeros_like(found), where=precision > 0)
     f1 = 2 * found / (claimed + y.sum())
-    accuracy = (found + (~y).sum() - (claimed - found)) / len(y)
-    return dict(auroc=float(roc_auc_score(y, s)), auprc=float(average_precision_score(y, s)), auprc_trapezoid=float(auc(recall, precision)),
-                best_f1=float(f1.max()), best_accuracy=float(accuracy.max()), prevalence=float(y.mean()))
+    rightly_left = (~y).sum() - (claimed - found)
+    accuracy = (found + rightly_left) / len(y)
+    return dict(best_f1=f1.max(), best_accuracy=accuracy.max())
 
 # %% ../../nbs/jrngc/03_metrics.ipynb #c1e35590
 def decision_scores(
     truth: np.ndarray,   # (p, p) bool, [effect, cause]
     decided: np.ndarray, # (p, p) bool
-    self_loops: bool = False, # count the diagonal?
+    self_loops: bool = False, # count the diagonal? As in `graph_scores`
 ) -> dict:               # precision, recall, f1, shd, false_discovery_rate
     "Scores of a decided summary graph. `ValueError` for shapes that do not fit."
     y, d = edge_pairs(truth, np.asarray(decided, dtype=float), self_loops)
@@ -60,5 +78,6 @@ def decision_scores(
     turned = np.triu((missing & extra.T) | (extra & missing.T), 1).sum()
     hit = (y & d).sum()
     precision, recall = (float(hit / n.sum()) if n.any() else 1.0 for n in (d, y))
-    return dict(precision=precision, recall=recall, f1=float(2 * hit / max(d.sum() + y.sum(), 1)), shd=int((y != d).sum() - turned),
-                false_discovery_rate=1 - precision)
+    f1 = float(2 * hit / max(d.sum() + y.sum(), 1))
+    shd = int((y != d).sum() - turned)
+    return dict(precision=precision, recall=recall, f1=f1, shd=shd, false_discovery_rate=1 - precision)

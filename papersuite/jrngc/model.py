@@ -27,7 +27,9 @@ def lag_windows(
     trajectories = x if isinstance(x, (list, tuple)) else [x]
     pieces = []
     for r, series in enumerate(np.asarray(s) for s in trajectories):
-        if len(series) <= lag: raise ValueError(f"trajectory {r} has {len(series)} time points; with lag {lag} at least {lag + 1} are needed")
+        if len(series) <= lag:
+            raise ValueError(f"trajectory {r} has {len(series)} time points; "
+                             f"with lag {lag} at least {lag + 1} are needed")
         pieces.append(np.lib.stride_tricks.sliding_window_view(series, lag + 1, axis=0)[..., ::-1])
     window = np.concatenate(pieces)
     return window[..., 1:], window[..., 0]
@@ -35,36 +37,53 @@ def lag_windows(
 # %% ../../nbs/jrngc/00_model.ipynb #f03573a3
 class WeightNormLinear(nn.Module):
     "A linear layer whose rows are length × direction (arXiv 1602.07868), started like `nn.Linear`."
-    def __init__(self, n_in: int, n_out: int):
+    def __init__(self,
+        n_in: int,  # values that come in
+        n_out: int, # values that go out
+    ):
         super().__init__()
         start = nn.Linear(n_in, n_out)
-        self.direction, self.bias = nn.Parameter(start.weight.detach().clone()), nn.Parameter(start.bias.detach().clone())
+        self.direction = nn.Parameter(start.weight.detach().clone())
+        self.bias = nn.Parameter(start.bias.detach().clone())
         self.length = nn.Parameter(self.direction.detach().norm(dim=1, keepdim=True))
 
     @property
-    def weight(self) -> Tensor: return self.direction * (self.length / self.direction.norm(dim=1, keepdim=True))
+    def weight(self) -> Tensor:
+        "(n_out, n_in) rows of the given lengths."
+        return self.direction * (self.length / self.direction.norm(dim=1, keepdim=True))
 
 # %% ../../nbs/jrngc/00_model.ipynb #d173a345
 class ResidualMLP(nn.Module):
-    "The forecasting network of JRNGC, equation (3): (N, variables, lag) windows to (N, variables) forecasts (arXiv 2405.08779). `ValueError` for impossible sizes."
+    """The forecasting network of JRNGC, equation (3) (arXiv 2405.08779). `ValueError` for impossible sizes.
+
+    It takes (N, variables, lag) windows to (N, variables) forecasts."""
     def __init__(self,
         n_variables: int, # D
         lag: int,         # τ
         hidden: int = 100, # h; below D the linear model becomes a reduced-rank regression
         layers: int = 3,  # residual blocks L; 0 for a linear model
-        dropout: float = 0.2,
+        dropout: float = 0.2, # share of a block's units that is left out in training, as in the official code
         first_activation: str | None = None, # None, "relu" or "tanh" after the first layer
     ):
         super().__init__()
-        n_variables, lag = whole("n_variables", n_variables, least=1), whole("lag", lag, least=1)
+        self.n_variables = whole("n_variables", n_variables, least=1)
+        self.lag = whole("lag", lag, least=1)
         hidden, layers = whole("hidden", hidden, least=1), whole("layers", layers, least=0)
-        dropout = between("dropout", dropout, least=0, below=1)
+        self.dropout = between("dropout", dropout, least=0, below=1)
         one_of("first_activation", first_activation, (None, "relu", "tanh"))
-        self.n_variables, self.lag, self.dropout, self.first_activation = n_variables, lag, dropout, first_activation
-        self.first = WeightNormLinear(n_variables * lag, hidden)
-        self.blocks = nn.ModuleList(nn.ModuleDict({"into": WeightNormLinear(hidden, hidden), "out": nn.Linear(hidden, hidden),
-                                                   "skip": nn.Linear(hidden, hidden), "norm": nn.LayerNorm(hidden)}) for _ in range(layers))
-        self.last = nn.Linear(hidden, n_variables)
+        self.first_activation = first_activation
+        self.first = WeightNormLinear(self.n_variables * self.lag, hidden)
+        self.blocks = nn.ModuleList(_new_block(hidden) for _ in range(layers))
+        self.last = nn.Linear(hidden, self.n_variables)
+
+# %% ../../nbs/jrngc/00_model.ipynb #3bbe66bd
+def _new_block(hidden):
+    "The layers A, B, S and the layer norm of a residual block."
+    return nn.ModuleDict({
+        "into": WeightNormLinear(hidden, hidden),
+        "out": nn.Linear(hidden, hidden),
+        "skip": nn.Linear(hidden, hidden),
+        "norm": nn.LayerNorm(hidden)})
 
 # %% ../../nbs/jrngc/00_model.ipynb #f9826996
 def _first(self, x: Tensor) -> tuple:
@@ -72,11 +91,15 @@ def _first(self, x: Tensor) -> tuple:
     weight = self.first.weight
     z = linear(x.flatten(1), weight, self.first.bias)
     if self.first_activation is None: return z, (weight, None)
-    out = z.relu() if self.first_activation == "relu" else z.tanh()
-    return out, (weight, (z > 0).to(z.dtype) if self.first_activation == "relu" else 1 - out.square())
+    if self.first_activation == "relu":
+        out = z.relu()
+        return out, (weight, (z > 0).to(z.dtype))
+    out = z.tanh()
+    return out, (weight, 1 - out.square())
 
+# %% ../../nbs/jrngc/00_model.ipynb #0414e00e
 def _block(block, z: Tensor, dropout: float) -> tuple:
-    "One residual block: its output, and (inner weight, units that are on, dropout mask, normalised values, 1 / scale)."
+    "Output of a residual block; (inner weight, units on, dropout mask, normalised values, 1 / scale)."
     weight = block["into"].weight
     inner = linear(z, weight, block["into"].bias)
     on = (inner > 0).to(z.dtype)
@@ -85,7 +108,8 @@ def _block(block, z: Tensor, dropout: float) -> tuple:
     u = (inner if kept is None else inner * kept) + block["skip"](z)
     u = u - u.mean(-1, keepdim=True)
     scale = (u.square().mean(-1, keepdim=True) + block["norm"].eps).rsqrt()
-    return u * scale * block["norm"].weight + block["norm"].bias, (weight, on, kept, u * scale, scale)
+    out = u * scale * block["norm"].weight + block["norm"].bias
+    return out, (weight, on, kept, u * scale, scale)
 
 # %% ../../nbs/jrngc/00_model.ipynb #d81aa75c
 @patch
@@ -100,8 +124,10 @@ def trace(self: ResidualMLP, x: Tensor) -> tuple: # forecasts (N, variables), ta
 
 # %% ../../nbs/jrngc/00_model.ipynb #07be046f
 @patch
-def forward(self: ResidualMLP, x: Tensor) -> Tensor:
-    "Forecasts (N, variables) of (N, variables, lag) windows."
+def forward(self: ResidualMLP,
+    x: Tensor, # (N, variables, lag) windows
+) -> Tensor:   # (N, variables) forecasts
+    "Forecasts of the values after the windows."
     return self.trace(x)[0]
 
 # %% ../../nbs/jrngc/00_model.ipynb #cfb34d21
@@ -113,21 +139,37 @@ def pull_back(self: ResidualMLP,
     "Rows of the Jacobian, taken from the last layer's input to the first layer's output, equation (4)."
     _, _, slope, notes = tape
     for block, (weight, on, kept, unit, scale) in zip(reversed(self.blocks), reversed(notes)):
-        rows, unit = rows * block["norm"].weight, unit[:, None]
-        along = (unit[:, 0] @ rows[0].T)[..., None] if len(rows) == 1 else rows @ unit.mT
-        rows = torch.addcmul(rows - rows.mean(-1, keepdim=True), unit, along, value=-1 / rows.shape[-1]) * scale[:, None]
-        inner = (rows if kept is None else rows * kept[:, None]) @ block["out"].weight
-        rows = torch.addmm((rows @ block["skip"].weight).flatten(0, 1), (inner * on[:, None]).flatten(0, 1), weight).view_as(inner)
+        rows = _through_norm(rows * block["norm"].weight, unit, scale)
+        rows = _through_layers(block, rows, weight, on, kept)
     return rows if slope is None else rows * slope[:, None]
+
+# %% ../../nbs/jrngc/00_model.ipynb #dd92f4a8
+def _through_norm(rows, unit, scale):
+    "Rows, already times γ, pulled back through the normalisation."
+    if len(rows) == 1: along = (unit @ rows[0].T)[..., None]
+    else: along = rows @ unit[:, None].mT
+    centred = rows - rows.mean(-1, keepdim=True)
+    return torch.addcmul(centred, unit[:, None], along, value=-1 / rows.shape[-1]) * scale[:, None]
+
+# %% ../../nbs/jrngc/00_model.ipynb #9a10bfc1
+def _through_layers(block, rows, weight, on, kept):
+    "Rows pulled back through a block's linear layers: rows S + ((rows ⊙ d) B ⊙ m) A."
+    inner = (rows if kept is None else rows * kept[:, None]) @ block["out"].weight
+    direct = (rows @ block["skip"].weight).flatten(0, 1)
+    return torch.addmm(direct, (inner * on[:, None]).flatten(0, 1), weight).view_as(inner)
 
 # %% ../../nbs/jrngc/00_model.ipynb #e310c000
 @patch
-def output_rows(self: ResidualMLP, tape: tuple) -> Tensor: # (N, variables, hidden); N is 1 for a linear model
+def output_rows(self: ResidualMLP,
+    tape: tuple, # of `trace`
+) -> Tensor:     # (N, variables, hidden); N is 1 for a linear model
     "The rows of the last layer, pulled back to the first."
     return self.pull_back(self.last.weight[None], tape)
 
 @patch
-def jacobian(self: ResidualMLP, x: Tensor) -> Tensor: # (N, variables, variables, lag), [window, effect, cause, lag − 1]
+def jacobian(self: ResidualMLP,
+    x: Tensor, # (N, variables, lag) windows
+) -> Tensor:   # (N, variables, variables, lag), [window, effect, cause, lag − 1]
     "The whole Jacobian, equation (1), of each window."
     _, tape = self.trace(x)
     J = self.output_rows(tape) @ tape[1]
@@ -135,30 +177,46 @@ def jacobian(self: ResidualMLP, x: Tensor) -> Tensor: # (N, variables, variables
 
 # %% ../../nbs/jrngc/00_model.ipynb #8d1ad6f0
 @patch
-def frobenius(self: ResidualMLP, tape: tuple) -> Tensor:
+def frobenius(self: ResidualMLP,
+    tape: tuple, # of `trace`
+) -> Tensor:     # a number
     "Half the mean squared Frobenius norm of the Jacobian, exactly, equation (7)."
     n, weight, slope, notes = tape
     G, C = weight @ weight.T, self.last.weight.T @ self.last.weight
-    if not notes:
-        if slope is None: return 0.5 * (C * G).sum()
-        if not slope.requires_grad: return 0.5 * (C * G * (slope.T @ slope)).sum() / n # ReLU: one product, nothing to differentiate
-        return 0.5 * ((slope @ (C * G)) * slope).sum() / n
+    if not notes: return _frobenius_of_one_layer(C * G, slope, n)
     if self.n_variables <= len(C):
         rows = self.output_rows(tape)
         return 0.5 * ((rows @ G) * rows).sum() / n
-    rows = self.pull_back(torch.eye(len(C), dtype=C.dtype, device=C.device)[None], tape)
+    units = torch.eye(len(C), dtype=C.dtype, device=C.device)
+    rows = self.pull_back(units[None], tape)
     return 0.5 * ((rows @ G) * (C @ rows)).sum() / n
 
+# %% ../../nbs/jrngc/00_model.ipynb #7ef64d74
+def _frobenius_of_one_layer(CG, slope, n):
+    "Half the mean squared norm with one hidden layer, from C ⊙ G and the slopes of the activation."
+    if slope is None: return 0.5 * CG.sum()
+    if not slope.requires_grad: return 0.5 * (CG * (slope.T @ slope)).sum() / n
+    return 0.5 * ((slope @ CG) * slope).sum() / n
+
+# %% ../../nbs/jrngc/00_model.ipynb #68e1b60e
 @patch
-def projected_frobenius(self: ResidualMLP, tape: tuple, n_projections: int = 1, generator=None) -> Tensor:
-    "The unbiased estimate of `frobenius` from random directions, equation (6); fresh ones for each window."
-    v = torch.randn(tape[0], n_projections, self.n_variables, generator=generator, dtype=self.last.weight.dtype, device=self.last.weight.device)
-    rows = self.pull_back((v / v.norm(dim=-1, keepdim=True)) @ self.last.weight, tape)
-    return 0.5 * self.n_variables / n_projections * ((rows @ tape[1])**2).sum() / tape[0]
+def projected_frobenius(self: ResidualMLP,
+    tape: tuple,            # of `trace`
+    n_projections: int = 1, # directions per window; one is unbiased, and what the official code takes
+    generator=None,         # of the directions; default: torch's own
+) -> Tensor:                # a number
+    "The unbiased estimate of `frobenius` from random directions, equation (6)."
+    n, weight = tape[:2]
+    last, D = self.last.weight, self.n_variables
+    v = torch.randn(n, n_projections, D, generator=generator, dtype=last.dtype, device=last.device)
+    rows = self.pull_back((v / v.norm(dim=-1, keepdim=True)) @ last, tape)
+    return 0.5 * D / n_projections * ((rows @ weight)**2).sum() / n
 
 # %% ../../nbs/jrngc/00_model.ipynb #dab80b65
 @patch
-def l1(self: ResidualMLP, tape: tuple) -> Tensor:
+def l1(self: ResidualMLP,
+    tape: tuple, # of `trace`
+) -> Tensor:     # a number
     "The mean absolute Jacobian, summed over effects, causes and lags, equation (5)."
     _, weight, slope, notes = tape
     if not notes and slope is not None: return sum_abs_product(self.last.weight[None], weight, slope)
@@ -182,7 +240,7 @@ PENALTIES = {
 # %% ../../nbs/jrngc/00_model.ipynb #65854483
 @torch.no_grad()
 def causal_tensor(
-    net: ResidualMLP,
+    net: ResidualMLP, # its state, training or not, is restored
     x: Tensor,        # (N, variables, lag) windows
     batch: int = 1024, # windows at a time
 ) -> Tensor:          # (variables, variables, lag), [effect, cause, lag − 1]

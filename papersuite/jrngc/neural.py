@@ -11,6 +11,7 @@ __all__ = ['shrink_groups', 'CMLP', 'CLSTM', 'GVAR', 'GraphPath', 'fit_path']
 import numpy as np
 import torch
 from dataclasses import dataclass
+from fastcore.basics import patch
 from ..core.evidence import one_standard_error
 from .linear import standardised
 from .model import lag_windows
@@ -27,84 +28,170 @@ def shrink_groups(
     return weight * (1 - amount / length.clamp_min(1e-12)).clamp_min(0)
 
 # %% ../../nbs/jrngc/05_neural.ipynb #c91fed3c
+def _uniform(bound: float, *shape) -> nn.Parameter:
+    "A parameter that starts uniform in (−bound, bound), as PyTorch's own layers do."
+    return nn.Parameter((2 * torch.rand(*shape) - 1) * bound)
+
 class CMLP(nn.Module):
     "A multilayer perceptron per target, with hierarchical group-sparse input weights (arXiv 1802.05842)."
-    def __init__(self, n_variables: int, lag: int, hidden: int = 50):
+    def __init__(self,
+        n_variables: int, # D
+        lag: int,         # τ, values of the past
+        hidden: int = 50, # units of each target's network
+    ):
         super().__init__()
-        p, bound = n_variables, 1 / (n_variables * lag)**0.5
-        draw = lambda size, *shape: nn.Parameter((2 * torch.rand(*shape) - 1) * size)
-        self.read = draw(bound, p, hidden, p, lag)  # [target, hidden unit, cause, lag − 1]
-        self.bias, self.out, self.shift = draw(bound, p, hidden), draw(hidden**-0.5, p, hidden), draw(hidden**-0.5, p)
+        p = n_variables
+        into, out = 1 / (p * lag)**0.5, hidden**-0.5
+        self.read = _uniform(into, p, hidden, p, lag)  # [target, hidden unit, cause, lag − 1]
+        self.bias = _uniform(into, p, hidden)
+        self.out = _uniform(out, p, hidden)
+        self.shift = _uniform(out, p)
 
-    def forward(self, x: Tensor) -> Tensor: # (N, variables, lag) to (N, variables)
+    def forward(self,
+        x: Tensor, # (N, variables, lag) windows
+    ) -> Tensor:   # (N, variables) forecasts
+        "All targets' networks on all windows."
         p, hidden = self.bias.shape
         z = torch.addmm(self.bias.reshape(-1), x.flatten(1), self.read.reshape(p * hidden, -1).T).relu()
         return (z.view(-1, p, hidden) * self.out).sum(-1) + self.shift
 
-    def penalty(self, x: Tensor) -> Tensor: # the smooth part; the lasso is in `shrink`
-        return 0.01 * self.out.square().sum()
+# %% ../../nbs/jrngc/05_neural.ipynb #f6ea0db2
+@patch
+def penalty(self: CMLP,
+    x: Tensor, # windows, not needed
+) -> Tensor:
+    "The smooth part of the penalty; the lasso is in `shrink`."
+    return 0.01 * self.out.square().sum()
 
-    @torch.no_grad()
-    def shrink(self, amount: float):
-        for a in reversed(range(self.read.shape[-1])): self.read[..., a:] = shrink_groups(self.read[..., a:], amount, (1, 3))
+@patch
+def shrink(self: CMLP,
+    amount: float, # ηλ
+):
+    "The proximal step of the nested groups, from the smallest to the largest, in place."
+    with torch.no_grad():
+        for a in reversed(range(self.read.shape[-1])):
+            self.read[..., a:] = shrink_groups(self.read[..., a:], amount, (1, 3))
 
-    def graph(self, x: Tensor) -> Tensor: return self.read.norm(dim=1)
+@patch
+def graph(self: CMLP,
+    x: Tensor, # windows, not needed
+) -> Tensor:   # (variables, variables, lag), [effect, cause, lag − 1]
+    "Lengths of the groups of input weights."
+    return self.read.norm(dim=1)
 
 # %% ../../nbs/jrngc/05_neural.ipynb #9b96d001
 class CLSTM(nn.Module):
-    "An LSTM per target, with group-sparse input weights (arXiv 1802.05842); it reads the window from old to new."
-    def __init__(self, n_variables: int, lag: int, hidden: int = 16):
+    "An LSTM per target, with group-sparse input weights (arXiv 1802.05842); it reads from old to new."
+    def __init__(self,
+        n_variables: int, # D
+        lag: int,         # length of the windows; the weights do not depend on it
+        hidden: int = 16, # units of each target's LSTM
+    ):
         super().__init__()
-        p, draw = n_variables, lambda *shape: nn.Parameter((2 * torch.rand(*shape) - 1) * hidden**-0.5)
-        self.read, self.recur, self.bias = draw(p, 4 * hidden, p), draw(p, hidden, 4 * hidden), draw(p, 1, 4 * hidden)
-        self.out, self.shift = draw(p, hidden), draw(p)
+        p, bound = n_variables, hidden**-0.5
+        self.read = _uniform(bound, p, 4 * hidden, p)  # [target, unit of a gate, cause]
+        self.recur = _uniform(bound, p, hidden, 4 * hidden)
+        self.bias = _uniform(bound, p, 1, 4 * hidden)
+        self.out = _uniform(bound, p, hidden)
+        self.shift = _uniform(bound, p)
 
-    def forward(self, x: Tensor) -> Tensor: # (N, variables, lag) to (N, variables)
-        p, hidden = self.out.shape
-        h = c = x.new_zeros(p, len(x), hidden)
-        for a in reversed(range(x.shape[2])):
-            i, f, g, o = torch.baddbmm(self.bias + torch.einsum("nj,pgj->png", x[:, :, a], self.read), h, self.recur).chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-        return (h * self.out[:, None]).sum(-1).T + self.shift
+# %% ../../nbs/jrngc/05_neural.ipynb #b1d0f0ea
+@patch
+def forward(self: CLSTM,
+    x: Tensor, # (N, variables, lag) windows
+) -> Tensor:   # (N, variables) forecasts
+    "All targets' networks, one reading after the other."
+    p, hidden = self.out.shape
+    h = c = x.new_zeros(p, len(x), hidden)
+    for a in reversed(range(x.shape[2])):
+        seen = self.bias + torch.einsum("nj,pgj->png", x[:, :, a], self.read)
+        into, forget, new, show = torch.baddbmm(seen, h, self.recur).chunk(4, -1)
+        c = forget.sigmoid() * c + into.sigmoid() * new.tanh()
+        h = show.sigmoid() * c.tanh()
+    return (h * self.out[:, None]).sum(-1).T + self.shift
 
-    def penalty(self, x: Tensor) -> Tensor: return 0.01 * self.out.square().sum()
+# %% ../../nbs/jrngc/05_neural.ipynb #c9a58e4e
+@patch
+def penalty(self: CLSTM,
+    x: Tensor, # windows, not needed
+) -> Tensor:
+    "The smooth part of the penalty; the lasso is in `shrink`."
+    return 0.01 * self.out.square().sum()
 
-    @torch.no_grad()
-    def shrink(self, amount: float): self.read.copy_(shrink_groups(self.read, amount, (1,)))
+@patch
+def shrink(self: CLSTM,
+    amount: float, # ηλ
+):
+    "The proximal step of the groups, in place."
+    with torch.no_grad(): self.read.copy_(shrink_groups(self.read, amount, (1,)))
 
-    def graph(self, x: Tensor) -> Tensor: return self.read.norm(dim=1)[..., None]
+@patch
+def graph(self: CLSTM,
+    x: Tensor, # windows, not needed
+) -> Tensor:   # (variables, variables, 1), [effect, cause, 0]
+    "Lengths of the groups of input weights."
+    return self.read.norm(dim=1)[..., None]
 
 # %% ../../nbs/jrngc/05_neural.ipynb #f437b1a0
 class GVAR(nn.Module):
-    "Generalised vector autoregression, equation (3): coefficients written by a network per lag (arXiv 2101.07600)."
-    def __init__(self, n_variables: int, lag: int, hidden: int = 50, smoothness: float = 0.01):
+    "Generalised vector autoregression, equation (3): networks write coefficients (arXiv 2101.07600)."
+    def __init__(self,
+        n_variables: int, # D
+        lag: int,         # τ, values of the past
+        hidden: int = 50, # units of each lag's network
+        smoothness: float = 0.01, # weight of the penalty on changes in time, beside λ
+    ):
         super().__init__()
-        draw = lambda size, *shape: nn.Parameter((2 * torch.rand(*shape) - 1) * size)
-        self.smoothness, p = smoothness, n_variables
-        self.first, self.first_bias = draw(p**-0.5, lag, p, hidden), draw(p**-0.5, lag, 1, hidden)
-        self.second, self.second_bias = draw(hidden**-0.5, lag, hidden, p * p), draw(hidden**-0.5, lag, 1, p * p)
+        p, self.smoothness = n_variables, smoothness
+        into, out = p**-0.5, hidden**-0.5
+        self.first = _uniform(into, lag, p, hidden)
+        self.first_bias = _uniform(into, lag, 1, hidden)
+        self.second = _uniform(out, lag, hidden, p * p)
+        self.second_bias = _uniform(out, lag, 1, p * p)
 
-    def coefficients(self, x: Tensor) -> Tensor: # (lag, N, effect, cause)
+    def coefficients(self,
+        x: Tensor, # (N, variables, lag) windows
+    ) -> Tensor:   # (lag, N, effect, cause)
+        "The matrices Ψ of equation (3), for every window."
+        n, p, lag = x.shape
         z = torch.baddbmm(self.first_bias, x.permute(2, 0, 1), self.first).relu()
-        return torch.baddbmm(self.second_bias, z, self.second).view(x.shape[2], len(x), x.shape[1], x.shape[1])
+        return torch.baddbmm(self.second_bias, z, self.second).view(lag, n, p, p)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = self.coefficients(x)
-        return torch.einsum("anij,nja->ni", self.last, x)
+# %% ../../nbs/jrngc/05_neural.ipynb #48e3bdcb
+@patch
+def forward(self: GVAR,
+    x: Tensor, # (N, variables, lag) windows, in order of time
+) -> Tensor:   # (N, variables) forecasts
+    "Equation (3)."
+    self.last = self.coefficients(x)
+    return torch.einsum("anij,nja->ni", self.last, x)
 
-    def penalty(self, x: Tensor) -> Tensor: return self.smoothness * self.last.diff(dim=1).square().mean()
+@patch
+def penalty(self: GVAR,
+    x: Tensor, # windows, not needed: the coefficients of the last forecast are
+) -> Tensor:
+    "Mean squared change of the coefficients from one window to the next."
+    return self.smoothness * self.last.diff(dim=1).square().mean()
 
-    def sparsity(self) -> Tensor: return (0.5 * self.last.abs() + 0.5 * self.last.square()).mean()
+@patch
+def sparsity(self: GVAR) -> Tensor:
+    "Elastic net on the coefficients of the last forecast."
+    return (0.5 * self.last.abs() + 0.5 * self.last.square()).mean()
 
-    def graph(self, x: Tensor) -> Tensor: return self.coefficients(x).abs().median(1).values.permute(1, 2, 0)
+# %% ../../nbs/jrngc/05_neural.ipynb #00293764
+@patch
+def graph(self: GVAR,
+    x: Tensor, # (N, variables, lag) windows
+) -> Tensor:   # (variables, variables, lag), [effect, cause, lag − 1]
+    "Median over the windows of the absolute coefficients."
+    return self.coefficients(x).abs().median(1).values.permute(1, 2, 0)
 
 # %% ../../nbs/jrngc/05_neural.ipynb #3c2958f2
 @dataclass
 class GraphPath:
-    "Graphs along a path of λ, (number of λ, p, p, lag or 1) with [effect, cause, lag − 1]; the chosen one; held-out errors."
-    lams: tuple
-    graphs: np.ndarray
+    "Graphs along a path of λ, and the one that the forecasts choose."
+    lams: tuple         # from small to large
+    graphs: np.ndarray  # (number of λ, p, p, lag or 1), [λ, effect, cause, lag − 1]
     errors: np.ndarray  # held-out mean squared error for every λ
     lam: float          # chosen
     graph: np.ndarray   # of the network with the chosen λ that saw all readings
@@ -117,19 +204,22 @@ def _descend(net: nn.Module, x: Tensor, y: Tensor, lam: float, n_iter: int, lear
     for _ in range(n_iter):
         loss = (net(x) - y).square().mean(0).sum() + net.penalty(x)
         if not proximal: loss = loss + lam * net.sparsity()
-        solver.zero_grad(); loss.backward(); solver.step()
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
         if proximal: net.shrink(learning_rate * lam)
 
 # %% ../../nbs/jrngc/05_neural.ipynb #760d05e6
-def _walk(net: nn.Module, x: Tensor, y: Tensor, n: int, lams: tuple, n_iter: int, learning_rate: float) -> tuple | None:
-    "Graphs, held-out errors in five stretches, and weights along the path that learns from the first `n` windows; None if it diverges."
+def _walk(net: nn.Module, x: Tensor, y: Tensor, n: int, lams: tuple, n_iter: int, learning_rate: float):
+    "Graphs, held-out errors and weights along a path that learns from `n` windows; None if it diverges."
     graphs, errors, states = [], [], []
     for k, lam in enumerate(lams):
         _descend(net, x[:n], y[:n], lam, n_iter if k else 3 * n_iter, learning_rate)
         with torch.no_grad():
             missed = (net(x[n:]) - y[n:]).square().mean(1).numpy()
-            graphs.append(net.graph(x[:n]).numpy())
-        if not (np.isfinite(missed).all() and np.isfinite(graphs[-1]).all()): return None
+            graph = net.graph(x[:n]).numpy()
+        if not (np.isfinite(missed).all() and np.isfinite(graph).all()): return None
+        graphs.append(graph)
         errors.append([part.mean() for part in np.array_split(missed, 5)])
         states.append({name: value.clone() for name, value in net.state_dict().items()})
     return graphs, errors, states
@@ -141,14 +231,15 @@ def fit_path(
     lag: int,             # values of the past
     lams: tuple,          # from small to large
     n_iter: int = 300,    # steps per λ; three times as many for the first
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.05, # to begin with; halved while the path diverges
 ) -> GraphPath:
-    "Train along the path and choose λ by forecasts of the last fifth of time. `ValueError` for too few windows or λ that do not grow."
-    if len(lams) < 2 or any(b <= a for a, b in zip(lams, lams[1:])): raise ValueError(f"lams is {lams}; give at least two that grow")
-    windows, targets = lag_windows(standardised(x), lag)
-    windows, targets = (torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32) for a in (windows, targets))
+    """Train along the path and choose λ by forecasts of the last fifth of time.
+
+    `ValueError` for too few windows or λ that do not grow."""
+    if len(lams) < 2 or any(b <= a for a, b in zip(lams, lams[1:])):
+        raise ValueError(f"lams is {lams}; give at least two that grow")
+    windows, targets = _tensors(x, lag)
     n = len(windows) - len(windows) // 5
-    if len(windows) < 25: raise ValueError(f"{len(windows)} windows are too few to hold out a fifth; 25 are needed")
     start = {name: value.clone() for name, value in net.state_dict().items()}
     while not (path := _walk(net, windows, targets, n, lams, n_iter, learning_rate)): # diverged
         learning_rate /= 2
@@ -159,3 +250,11 @@ def fit_path(
     _descend(net, windows, targets, lams[chosen], n_iter, learning_rate)
     with torch.no_grad(): graph = net.graph(windows).numpy()
     return GraphPath(tuple(lams), np.array(graphs), np.mean(errors, 1), lams[chosen], graph)
+
+# %% ../../nbs/jrngc/05_neural.ipynb #258aca85
+def _tensors(x, lag: int) -> tuple: # (N, variables, lag) windows, (N, variables) targets
+    "Standardised windows and targets. `ValueError` for too few of them."
+    windows, targets = lag_windows(standardised(x), lag)
+    if len(windows) < 25:
+        raise ValueError(f"{len(windows)} windows are too few to hold out a fifth; 25 are needed")
+    return tuple(torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32) for a in (windows, targets))

@@ -17,16 +17,23 @@ from ..core.check import other_kind
 from sklearn.utils.validation import check_array, validate_data
 
 # %% ../../nbs/jrngc/00a_series.ipynb #8949ebcf
-def several(X) -> bool:
+def several(
+    X, # (time, variables) array or frame, or a list of trajectories
+) -> bool:
     "Is X a list of trajectories?"
     return isinstance(X, (list, tuple)) and len(X) > 0 and np.ndim(X[0]) == 2
 
-def is_frame(part) -> bool:
+def is_frame(
+    part, # anything
+) -> bool:
     "Is this a pandas frame, with an index and columns?"
     return hasattr(part, "iloc") and hasattr(part, "columns")
 
 # %% ../../nbs/jrngc/00a_series.ipynb #299afd6e
-def real_numbers(part, where: str):
+def real_numbers(
+    part,       # a frame or an array, (time, variables)
+    where: str, # what it is called in messages
+):              # the same table
     "The same table, masked entries as NaN. `ValueError` for text, dates and complex numbers."
     table = part if is_frame(part) else np.asarray(part)
     for j in range(table.shape[1] if table.ndim == 2 else 0):
@@ -39,8 +46,11 @@ def real_numbers(part, where: str):
     return part.astype(float).filled(np.nan) if np.ma.isMaskedArray(part) else part
 
 # %% ../../nbs/jrngc/00a_series.ipynb #a29c878f
-def named(part, where: str):
-    "A frame whose columns are text; anything else as it is. `ValueError` for names that are equal or mixed up."
+def named(
+    part,       # a frame or an array, (time, variables)
+    where: str, # what it is called in messages
+):              # the same table
+    "A frame whose columns are text; anything else as it is. `ValueError` for names equal or mixed up."
     if not is_frame(part): return part
     names, default = list(part.columns), list(range(part.shape[1]))
     twice = [name for name in names if names.count(name) > 1]
@@ -51,7 +61,13 @@ def named(part, where: str):
         raise ValueError(f"the columns of {where} are numbered {reprlib.repr(names)}; sort or name them")
     return part.set_axis([str(name) for name in names], axis=1)
 
-def check_names(estimator, part, where: str, reset: bool):
+# %% ../../nbs/jrngc/00a_series.ipynb #ed52f25c
+def check_names(
+    estimator,   # keeps `n_features_in_` and `feature_names_in_`
+    part,        # a frame or an array, (time, variables)
+    where: str,  # what it is called in messages
+    reset: bool, # keep number and names, or compare with those that were kept?
+):
     "Keep number and names of the variables in the estimator, or compare. `ValueError` for others."
     try: validate_data(estimator, part, reset=reset, skip_check_array=True)
     except ValueError as error:
@@ -61,13 +77,19 @@ def check_names(estimator, part, where: str, reset: bool):
         raise ValueError(f"{error}{where} has columns {given}, needed are {needed}") from None
 
 # %% ../../nbs/jrngc/00a_series.ipynb #a166c544
-def label(estimator, columns) -> str:
+def label(
+    estimator, # with `feature_names_in_`, or without
+    columns,   # their numbers
+) -> str:
     "Columns by name, or by number where there are no names."
     names = getattr(estimator, "feature_names_in_", None)
     return ", ".join(str(j) if names is None else repr(names[j]) for j in columns)
 
 # %% ../../nbs/jrngc/00a_series.ipynb #bd44547b
-def moments(index, where: str) -> np.ndarray: # (time,)
+def moments(
+    index,       # of a pandas frame
+    where: str,  # what the frame is called in messages
+) -> np.ndarray: # (time,); in nanoseconds, working days, or the units of the index
     "The rows' places in time. `ValueError` for an index that is no time, has holes or repeats itself."
     import pandas as pd
     times = isinstance(index, (pd.DatetimeIndex, pd.PeriodIndex, pd.TimedeltaIndex))
@@ -83,6 +105,7 @@ def moments(index, where: str) -> np.ndarray: # (time,)
         return np.busday_count(days.min(), days).astype(float)
     return index.asi8.astype(float) if times else index.to_numpy(dtype=float)
 
+# %% ../../nbs/jrngc/00a_series.ipynb #ebbb2e84
 def _no_time(index, where: str) -> str:
     "What to say of an index that is no time."
     return (f"the index of {where} holds {index.dtype} labels such as {index[0]!r}; "
@@ -93,7 +116,7 @@ def _no_time(index, where: str) -> str:
 # %% ../../nbs/jrngc/00a_series.ipynb #3cd665ba
 def gaps(
     steps: np.ndarray, # (time − 1,) from row to row
-    where: str,
+    where: str,        # what the series is called in messages
     max_gap: float,    # in usual steps
 ) -> np.ndarray:       # the rows before which there is a gap
     "The gaps of an index. `ValueError` where more than a tenth of its steps are unusual."
@@ -106,7 +129,12 @@ def gaps(
     return np.flatnonzero(steps > max_gap * usual) + 1
 
 # %% ../../nbs/jrngc/00a_series.ipynb #3c6dc2b5
-def tell_gaps(index, cuts: np.ndarray, where: str, lag: int):
+def tell_gaps(
+    index,            # in order of time
+    cuts: np.ndarray, # rows before which there is a gap, one at least
+    where: str,       # what the series is called in messages
+    lag: int,         # a piece must be longer to be of use
+):
     "Warn of the gaps of an index. `ValueError` where no piece between them is longer than the lag."
     lengths = np.diff([0, *cuts, len(index)])
     lost = lengths[lengths <= lag].sum()
@@ -122,9 +150,9 @@ def tell_gaps(index, cuts: np.ndarray, where: str, lag: int):
 # %% ../../nbs/jrngc/00a_series.ipynb #5c4b463a
 def in_time(
     part,                 # a frame, or a table without an index
-    where: str,
-    lag: int,
-    max_gap: float | None, # None: no gaps are looked for
+    where: str,           # what it is called in messages
+    lag: int,             # a piece must be longer to be of use
+    max_gap: float | None, # in usual steps of the index; None: no gaps are looked for
 ) -> tuple:               # positions of the rows in order of time; rows before which the series is split
     "The order and the gaps of a frame's index; warns of both. `ValueError` for one without regular time."
     if not is_frame(part) or len(part) < 2: return np.arange(len(part)), []
@@ -141,7 +169,11 @@ def in_time(
     return order, cuts
 
 # %% ../../nbs/jrngc/00a_series.ipynb #4032e435
-def check_values(estimator, array: np.ndarray, where: str):
+def check_values(
+    estimator,         # with the setting `lag`
+    array: np.ndarray, # (time, variables)
+    where: str,        # what it is called in messages
+):
     "`ValueError` for missing values, named by column, or too few time points."
     bad = np.flatnonzero(~np.isfinite(array).all(0))
     if len(bad):
@@ -167,33 +199,42 @@ def read_series(
         check_names(estimator, part, where, reset=fitting and r == 0)
         check_values(estimator, array, where)
         order, cuts = in_time(part, where, estimator.lag, estimator.max_gap)
-        out.append(np.split(array[order] if (np.diff(order) != 1).any() else array, cuts))
+        in_order = array[order] if (np.diff(order) != 1).any() else array
+        out.append(np.split(in_order, cuts))
     return out
 
-def usable(trajectories: list, lag: int) -> list:
+def usable(
+    trajectories: list, # what `read_series` returns
+    lag: int,           # values of the past
+) -> list:              # (time, variables) arrays
     "All pieces that are longer than the lag."
     return [piece for pieces in trajectories for piece in pieces if len(piece) > lag]
 
 # %% ../../nbs/jrngc/00a_series.ipynb #01b61a0b
 @dataclass(frozen=True)
 class Standardisation:
-    "Units of a fit: `kind` is global, trajectory or False; `mean` and `scale`, each (variables,), of the global ones."
-    kind: str | bool
-    mean: np.ndarray
-    scale: np.ndarray
+    "Units of a fit, and the way back from them."
+    kind: str | bool  # "global", "trajectory" or False
+    mean: np.ndarray  # (variables,), of the global units
+    scale: np.ndarray # (variables,), of the global units
 
     def _of(self, part):
         "Mean and scale that a trajectory is measured by."
         if self.kind != "trajectory": return self.mean, self.scale
         return part.mean(0), np.maximum(part.std(0), 1e-12)
 
-    def __call__(self, part: np.ndarray) -> np.ndarray: # (time, variables) each
+    def __call__(self,
+        part: np.ndarray, # (time, variables) trajectory
+    ) -> np.ndarray:      # (time, variables)
         "A trajectory in these units."
         mean, scale = self._of(part)
         return (part - mean) / scale
 
-    def back(self, values: np.ndarray, part: np.ndarray) -> np.ndarray: # (rows, variables), (time, variables)
-        "Values in these units, such as forecasts of `part`, in the units of `part`."
+    def back(self,
+        values: np.ndarray, # (rows, variables) in these units, such as forecasts of `part`
+        part: np.ndarray,   # (time, variables) trajectory that they belong to
+    ) -> np.ndarray:        # (rows, variables)
+        "Values in the units of `part`."
         mean, scale = self._of(part)
         return values * scale + mean
 
@@ -207,7 +248,9 @@ def standardisation(
     if kind: return Standardisation(kind, everything.mean(0), everything.std(0))
     return Standardisation(kind, np.zeros(everything.shape[1]), np.ones(everything.shape[1]))
 
-def constant_columns(parts: list) -> np.ndarray: # their numbers
+def constant_columns(
+    parts: list, # trajectories, (time, variables) each
+) -> np.ndarray: # numbers of the columns
     "Columns whose spread over all trajectories is rounding."
     everything = np.concatenate(parts)
     return np.flatnonzero(everything.std(0) <= 1e-12 * np.abs(everything).max(0))
