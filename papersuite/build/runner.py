@@ -181,8 +181,7 @@ def run_job(
         record = read_record(stage/"record.json")
     except Exception as error: # a notebook may raise anything; the others still run
         _swap(stage, failed)
-        words = f"{type(error).__name__}: {_last_line(error)} (see {failed.name}/log.txt)"
-        return Result(job, time.perf_counter() - start, error=words)
+        return Result(job, time.perf_counter() - start, error=f"{_last_line(error)} (see {failed.name}/log.txt)")
     seconds = time.perf_counter() - start
     about = {"fingerprint": mark, "seconds": round(seconds, 1), "parameters": job.parameters}
     write_atomic(stage/"run.json", json.dumps(about) + "\n")
@@ -191,10 +190,10 @@ def run_job(
     return Result(job, seconds, record)
 
 # %% ../../nbs/build/00_runner.ipynb #03282ac0
-def _last_line(e) -> str:
-    "The line of an error that says what happened: papermill's own text ends with the notebook's exception."
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", l) for l in str(e).splitlines() if l.strip()]
-    return lines[-1][:300] if lines else ""
+def _last_line(error) -> str:
+    "Kind and last line of an error: papermill's own text ends with the notebook's exception."
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:300] if lines else ''}"
 
 # %% ../../nbs/build/00_runner.ipynb #a78c7ae1
 def _execute(job: Job, stage: Path, memory: Path):
