@@ -78,6 +78,7 @@ def prepare(
     nb.cells = [c for c in nb.cells if c.cell_type != "code" or _runs(directives(c.source))]
     return nb
 
+# %% ../../nbs/build/00_runner.ipynb #f396b9ff
 def _assigned(source: str) -> set:
     "Names that a cell gives a value to."
     statements = [s for s in ast.parse(source).body if isinstance(s, ast.Assign)]
@@ -181,7 +182,8 @@ def run_job(
         record = read_record(stage/"record.json")
     except Exception as error: # a notebook may raise anything; the others still run
         _swap(stage, failed)
-        return Result(job, time.perf_counter() - start, error=f"{_last_line(error)} (see {failed.name}/log.txt)")
+        words = f"{_last_line(error)} (see {failed.name}/log.txt)"
+        return Result(job, time.perf_counter() - start, error=words)
     seconds = time.perf_counter() - start
     about = {"fingerprint": mark, "seconds": round(seconds, 1), "parameters": job.parameters}
     write_atomic(stage/"run.json", json.dumps(about) + "\n")
