@@ -58,7 +58,6 @@ def _loss(net, x, y, penalty, lam, n_projections, generator):
     if not penalty: return error
     return error + lam * PENALTIES[penalty].value(net, tape, n_projections, generator)
 
-# %% ../../nbs/jrngc/01_estimator.ipynb #399176ca
 class _Watch:
     "The errors of a network in training on windows that it does not learn from, and its best weights."
     def __init__(self, net, held_out):
@@ -223,7 +222,6 @@ def _take_units(self: JRNGC, arrays: list):
     units = standardisation(arrays, self.standardize)
     self.mean_, self.scale_ = units.mean, units.scale
 
-# %% ../../nbs/jrngc/01_estimator.ipynb #aa82f678
 @patch
 def _train_all(self: JRNGC, x, y, seeds: list) -> list: # (network, watched errors) of every restart
     "A network for each seed. `ValueError` if there is nothing left to learn from."
@@ -316,6 +314,20 @@ def _shift_apart(x: np.ndarray, rng) -> np.ndarray:
     offsets = (rng.permutation(p) + rng.uniform(0, 0.5, p)) * n / p
     return np.stack([np.roll(column, int(offset)) for column, offset in zip(x.T, offsets)], 1)
 
+@patch
+def _null_scores(self: JRNGC, X, n_surrogates: int) -> np.ndarray:
+    "Scores off the diagonal of fits to series that were shifted apart, all in one row."
+    from sklearn.base import clone
+    arrays = usable(read_series(self, X, fitting=False), self.lag)
+    rng = check_random_state(self.random_state)
+    off = ~np.eye(self.n_features_in_, dtype=bool)
+    null = []
+    for seed in rng.randint(2**31 - 2, size=n_surrogates):
+        shifted = [_shift_apart(a, rng) for a in arrays]
+        surrogate = clone(self).set_params(lam=self.lam_, random_state=int(seed)).fit(shifted)
+        null.append(surrogate.summary_[off])
+    return np.concatenate(null)
+
 # %% ../../nbs/jrngc/01_estimator.ipynb #12bbaf1f
 @patch
 def significance(self: JRNGC,
@@ -342,21 +354,6 @@ def significance(self: JRNGC,
     self.edges_ = np.zeros(off.shape, bool)
     self.edges_[off] = false_discovery_control(self.p_values_[off], method=method) <= alpha
     return self.edges_
-
-# %% ../../nbs/jrngc/01_estimator.ipynb #d6871fa1
-@patch
-def _null_scores(self: JRNGC, X, n_surrogates: int) -> np.ndarray:
-    "Scores off the diagonal of fits to series that were shifted apart, all in one row."
-    from sklearn.base import clone
-    arrays = usable(read_series(self, X, fitting=False), self.lag)
-    rng = check_random_state(self.random_state)
-    off = ~np.eye(self.n_features_in_, dtype=bool)
-    null = []
-    for seed in rng.randint(2**31 - 2, size=n_surrogates):
-        shifted = [_shift_apart(a, rng) for a in arrays]
-        surrogate = clone(self).set_params(lam=self.lam_, random_state=int(seed)).fit(shifted)
-        null.append(surrogate.summary_[off])
-    return np.concatenate(null)
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #b993edda
 @patch
