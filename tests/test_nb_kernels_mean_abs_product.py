@@ -17,8 +17,9 @@ def test_pieces_add_up_to_the_whole():
     from unittest import mock
     from papersuite.kernels import mean_abs_product as module
     g = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)
     for n, D, h, K in ((7, 3, 5, 11), (1, 1, 1, 1), (50, 4, 6, 20)):
-        rows, right = torch.randn(n, D, h, generator=g, dtype=torch.float64), torch.randn(h, K, generator=g, dtype=torch.float64)
+        rows, right = draw(n, D, h), draw(h, K)
         wanted = mean_abs_product_reference(rows, right)
         for piece in (2**20, 3 * K + 1):
             with mock.patch.object(module, "_PIECE", piece):
@@ -39,7 +40,7 @@ def test_gradients_agree_with_finite_differences():
 # nbs/kernels/04_mean_abs_product.ipynb #c84ffe65
 def test_it_is_the_mean_absolute_jacobian_of_a_network():
     torch.manual_seed(0)
-    W1, W2, x = torch.randn(9, 6, dtype=torch.float64), torch.randn(4, 9, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    W1, W2, x = (torch.randn(*size, dtype=torch.float64) for size in ((9, 6), (4, 9), (8, 6)))
     J = torch.func.vmap(torch.func.jacrev(lambda v: W2 @ torch.tanh(W1 @ v)))(x)
     slope = 1 - torch.tanh(x @ W1.T)**2
     test_close(mean_abs_product(W2[None], W1, slope), J.abs().mean(0), eps=1e-12)
@@ -52,13 +53,14 @@ def test_kernels_agree_with_the_reference():
 import torch
 from papersuite.kernels.mean_abs_product import mean_abs_product, mean_abs_product_reference
 g = torch.Generator().manual_seed(0)
+make = lambda *size: torch.randn(*size, generator=g).requires_grad_()
 for n, D, h, K, shared in ((5, 18, 20, 35, False), (70, 3, 5, 7, True), (4, 17, 9, 33, None)):
-    make = lambda *size: torch.randn(*size, generator=g).requires_grad_()
     arguments = [make(1 if shared else n, D, h), make(h, K)] + ([] if shared is None else [make(n, h)])
     upstream = torch.randn(D, K, generator=g)
     outs = [f(*arguments) for f in (mean_abs_product, mean_abs_product_reference)]
     grads = [torch.autograd.grad((o * upstream).sum(), arguments) for o in outs]
-    for a, b in ((outs[0], outs[1]), *zip(*grads)): assert torch.allclose(a, b, atol=2e-5, rtol=1e-4), (n, (a - b).abs().max())
+    for a, b in ((outs[0], outs[1]), *zip(*grads)):
+        assert torch.allclose(a, b, atol=2e-5, rtol=1e-4), (n, (a - b).abs().max())
 print("agree")
 """
     import importlib.util

@@ -14,7 +14,11 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/kernels/01_ring_entries.ipynb #394d1b04
 def test_entries_equal_the_plain_sum_for_any_order_and_number():
-    for sizes, ranks, path in [((4, 5), (2, 3), "iab,jba->ij"), ((4, 5, 6), (2, 3, 4), "iab,jbc,kca->ijk"), ((3, 2, 4, 3, 2), (2, 1, 3, 2, 4), "iab,jbc,kcd,lde,mea->ijklm")]:
+    rings = {
+        "iab,jba->ij": ((4, 5), (2, 3)),
+        "iab,jbc,kca->ijk": ((4, 5, 6), (2, 3, 4)),
+        "iab,jbc,kcd,lde,mea->ijklm": ((3, 2, 4, 3, 2), (2, 1, 3, 2, 4))}
+    for path, (sizes, ranks) in rings.items():
         for n in (1, 2, 7, 50, 500):
             cores, index = random_ring(sizes, [*ranks[1:], ranks[0]], n)
             full = torch.einsum(path, *cores)
@@ -37,8 +41,8 @@ def test_gradients_equal_those_of_the_reference_and_finite_differences():
     for n in (3, 200): # per-entry products and tables
         cores, index = random_ring((3, 4, 2, 3), (2, 3, 1, 2), n)
         leaves = [c.requires_grad_() for c in cores]
-        ours, theirs = (torch.autograd.grad(f(leaves, index).sin().sum(), leaves) for f in (ring_entries, ring_entries_reference))
-        for a, b in zip(ours, theirs): test_close(a, b, eps=1e-10)
+        slopes = lambda f: torch.autograd.grad(f(leaves, index).sin().sum(), leaves)
+        for a, b in zip(slopes(ring_entries), slopes(ring_entries_reference)): test_close(a, b, eps=1e-10)
         assert torch.autograd.gradcheck(lambda *c: ring_entries(list(c), index[:5]), leaves)
 
 
@@ -48,13 +52,16 @@ def test_the_kernels_equal_the_reference_forward_and_backward():
     if triton is not None: in_interpreter("""
 import torch
 from papersuite.kernels.ring_entries import random_ring, ring_entries, ring_entries_reference
-for sizes, ranks, n in [((4, 5), (2, 3), 7), ((4, 5, 6), (2, 3, 4), 13), ((3, 2, 4, 3), (1, 5, 3, 2), 9), ((2, 2, 2), (17, 3, 2), 3)]:
+few = [((4, 5), (2, 3), 7), ((4, 5, 6), (2, 3, 4), 13)]
+many = [((3, 2, 4, 3), (1, 5, 3, 2), 9), ((2, 2, 2), (17, 3, 2), 3)]
+for sizes, ranks, n in few + many:
     for dtype, eps in [(torch.float64, 1e-10), (torch.float32, 1e-3)]:
         cores, index = random_ring(sizes, ranks, n, dtype=dtype)
         leaves = [c.requires_grad_() for c in cores]
         x, y = ring_entries(leaves, index), ring_entries_reference(leaves, index)
         assert x.dtype == dtype and torch.allclose(x, y, atol=eps, rtol=eps), (sizes, dtype)
-        for a, b in zip(torch.autograd.grad(x.sin().sum(), leaves), torch.autograd.grad(y.sin().sum(), leaves)): assert torch.allclose(a, b, atol=30 * eps, rtol=eps), (sizes, dtype)
+        ours, theirs = (torch.autograd.grad(v.sin().sum(), leaves) for v in (x, y))
+        for a, b in zip(ours, theirs): assert torch.allclose(a, b, atol=30 * eps, rtol=eps), (sizes, dtype)
 first = torch.autograd.grad((ring_entries(leaves, index) ** 2).sum(), leaves, create_graph=True)
 try: sum((g**2).sum() + (c**2).sum() for g, c in zip(first, leaves)).backward()
 except RuntimeError as e: assert "differentiate twice" in str(e)
@@ -65,8 +72,13 @@ else: raise AssertionError("the kernel has no second derivative, and must say so
 # nbs/kernels/01_ring_entries.ipynb #90285d3f
 def test_what_does_not_fit_is_refused():
     cores, index = random_ring((4, 5, 6), (2, 3, 4), 3)
-    for c, i, message in [([*cores[:2], cores[2][:, :, :1]], index, "ends with rank 1"), (cores, index + 5, "must lie in"), (cores, index - 7, "must lie in"), (cores, index[:, :2], "3 columns"),
-                          (cores[:1], index[:, :1], "at least two"), ([cores[0][0], *cores[1:]], index, "2 axes")]: test_fail(lambda: ring_entries(c, i), contains=message)
+    refused = lambda c, i, words: test_fail(lambda: ring_entries(c, i), contains=words)
+    refused([*cores[:2], cores[2][:, :, :1]], index, "ends with rank 1")
+    refused(cores, index + 5, "must lie in")
+    refused(cores, index - 7, "must lie in")
+    refused(cores, index[:, :2], "3 columns")
+    refused(cores[:1], index[:, :1], "at least two")
+    refused([cores[0][0], *cores[1:]], index, "2 axes")
     with ExceptionExpected(TypeError): ring_entries(cores, index.int())
     with ExceptionExpected(TypeError): ring_entries([cores[0].float(), *cores[1:]], index)
     with ExceptionExpected(TypeError): ring_entries([c.long() for c in cores], index)

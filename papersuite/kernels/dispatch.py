@@ -8,13 +8,19 @@ Docs: https://papersuite.github.io/papersuite/kernels/dispatch.html.md"""
 __all__ = ['use_triton', 'in_interpreter', 'record_benchmark']
 
 # %% ../../nbs/kernels/00_dispatch.ipynb #97fea771
-import importlib.util, json, os, subprocess, sys
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from ..core.results import machine_info, project_root, write_atomic
 from pathlib import Path
 from torch import Tensor
 
 # %% ../../nbs/kernels/00_dispatch.ipynb #f60b0394
-def use_triton(x: Tensor) -> bool:
+def use_triton(
+    x: Tensor, # on any device
+) -> bool:
     "Does a kernel run on `x`? For CUDA tensors if triton is installed; for others only in the interpreter."
     if importlib.util.find_spec("triton") is None: return False
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,12 +28,16 @@ def use_triton(x: Tensor) -> bool:
 # %% ../../nbs/kernels/00_dispatch.ipynb #658e877d
 def in_interpreter(
     code: str,        # Python code; what it prints is returned
-    timeout: float = 600, # seconds
-) -> str:
-    "Run `code` in a fresh Python process where kernels run in Triton's interpreter; `RuntimeError` with its message if it fails, or without triton."
-    if importlib.util.find_spec("triton") is None: raise RuntimeError("triton is not installed; pip install 'papersuite[gpu]'")
+    timeout: float = 600, # seconds; the interpreter is slow
+) -> str:             # what it printed
+    """Run `code` in a fresh Python process where kernels run in Triton's interpreter.
+
+    `RuntimeError` with its message if it fails, or without triton."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("triton is not installed; pip install 'papersuite[gpu]'")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env=environment)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     if done.returncode: raise RuntimeError(f"the check failed in the interpreter:\n{done.stderr[-3000:]}")
     return done.stdout
 
@@ -36,7 +46,7 @@ def record_benchmark(
     kernel: str,      # name of the kernel
     rows: list[dict], # one per size: seconds of kernel and peer, bytes, operations
     folder: str | Path | None = None, # default: data/benchmarks of the checkout
-) -> Path:
+) -> Path:           # of the record
     "File the rows under the device's name, atomically; an older entry of the kernel is replaced."
     machine = machine_info()
     device = (machine["gpu"] or machine["cpu"]).lower()
@@ -44,4 +54,5 @@ def record_benchmark(
     path = Path(folder or project_root()/"data"/"benchmarks")/f"{name}.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     kernels = old.get("kernels", {}) | {kernel: rows}
-    return write_atomic(path, json.dumps({"machine": machine, "kernels": dict(sorted(kernels.items()))}, indent=1) + "\n")
+    record = {"machine": machine, "kernels": dict(sorted(kernels.items()))}
+    return write_atomic(path, json.dumps(record, indent=1) + "\n")

@@ -19,33 +19,48 @@ try:
 except ImportError: triton = None
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #926c4eaa
-def mean_abs_product_reference(rows, right, gate=None):
+def mean_abs_product_reference(
+    rows: Tensor,  # (windows, effects, hidden)
+    right: Tensor, # (hidden, causes)
+    gate: Tensor | None = None, # (windows, hidden), or none
+) -> Tensor:       # (effects, causes)
     "`mean_abs_product` in one line, with the whole product in memory."
     return ((rows if gate is None else rows * gate[:, None]) @ right).abs().mean(0)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #92877948
 _PIECE = 2**20 # products at a time
 
+def _mean_abs(rows, right):
+    "Equation (1) without a gate."
+    out = right.new_zeros(rows.shape[1], right.shape[1])
+    for part in rows.split(max(1, _PIECE // out.numel())):
+        products = part.reshape(-1, len(right)) @ right
+        out += products.abs_().view(-1, *out.shape).sum(0)
+    return out / len(rows)
+
+def _mean_abs_gradients(rows, right, grad):
+    "Equation (2), for the gradient that arrives."
+    d_rows, d_right = torch.empty_like(rows), torch.zeros_like(right)
+    pieces = max(1, _PIECE // grad.numel())
+    for part, d_part in zip(rows.split(pieces), d_rows.split(pieces)):
+        flat = part.reshape(-1, len(right))
+        signs = (flat @ right).sign_().view(-1, *grad.shape)
+        signed = (signs * grad).flatten(0, 1)
+        d_part.copy_((signed @ right.T).view_as(d_part))
+        d_right += flat.T @ signed
+    return d_rows / len(rows), d_right / len(rows)
+
+# %% ../../nbs/kernels/04_mean_abs_product.ipynb #e3ebafd1
 class _MeanAbs(torch.autograd.Function):
     "Equation (1) without a gate, and its gradient (2), on any device."
     @staticmethod
     def forward(ctx, rows, right):
         ctx.save_for_backward(rows, right)
-        out = right.new_zeros(rows.shape[1], right.shape[1])
-        for part in rows.split(max(1, _PIECE // out.numel())): out += (part.reshape(-1, len(right)) @ right).abs_().view(-1, *out.shape).sum(0)
-        return out / len(rows)
+        return _mean_abs(rows, right)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        rows, right = ctx.saved_tensors
-        d_rows, d_right = torch.empty_like(rows), torch.zeros_like(right)
-        pieces = max(1, _PIECE // grad.numel())
-        for part, d_part in zip(rows.split(pieces), d_rows.split(pieces)):
-            flat = part.reshape(-1, len(right))
-            signed = ((flat @ right).sign_().view(-1, *grad.shape) * grad).flatten(0, 1)
-            d_part.copy_((signed @ right.T).view_as(d_part)); d_right += flat.T @ signed
-        return d_rows / len(rows), d_right / len(rows)
+    def backward(ctx, grad): return _mean_abs_gradients(*ctx.saved_tensors, grad)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #889993d9
 class _SumAbs(torch.autograd.Function):
@@ -69,20 +84,41 @@ class _SumAbs(torch.autograd.Function):
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #b5db6cda
 if triton:
     @triton.jit
+    def _load(matrix, i, j, I, J):
+        "Elements of an (I, J) matrix; zero outside."
+        inside = (i[:, None] < I) & (j[None, :] < J)
+        return tl.load(matrix + i[:, None] * J + j[None, :], mask=inside, other=0.0)
+
+    @triton.jit
+    def _store(matrix, i, j, I, J, tile):
+        "Write a tile into an (I, J) matrix."
+        inside = (i[:, None] < I) & (j[None, :] < J)
+        tl.store(matrix + i[:, None] * J + j[None, :], tile, mask=inside)
+
+    @triton.jit
     def _rows_tile(rows, gate, n, i, h, stride, D, H, GATED: tl.constexpr):
         "Rows `i` of window `n`, times the gate."
-        tile = tl.load(rows + n * stride + i[:, None] * H + h[None, :], mask=(i[:, None] < D) & (h[None, :] < H), other=0.0)
+        tile = _load(rows + n * stride, i, h, D, H)
         if GATED: tile = tile * tl.load(gate + n * H + h, mask=h < H, other=0.0)[None, :]
         return tile
 
+# %% ../../nbs/kernels/04_mean_abs_product.ipynb #02cf37c9
+if triton:
     @triton.jit
-    def _forward_kernel(rows, gate, right, out, N, D, H, K, stride, share, GATED: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
-        i, k, h, part = tl.program_id(0) * BI + tl.arange(0, BI), tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BH), tl.program_id(2)
-        weight = tl.load(right + h[:, None] * K + k[None, :], mask=(h[:, None] < H) & (k[None, :] < K), other=0.0)
+    def _forward_kernel(
+        rows, gate, right, out, N, D, H, K, stride, share,
+        GATED: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    ):
+        i = tl.program_id(0) * BI + tl.arange(0, BI)
+        k = tl.program_id(1) * BK + tl.arange(0, BK)
+        h = tl.arange(0, BH)
+        part = tl.program_id(2)
+        weight = _load(right, h, k, H, K)
         total = tl.zeros((BI, BK), tl.float32)
         for n in range(part * share, tl.minimum(N, (part + 1) * share)):
-            total += tl.abs(tl.dot(_rows_tile(rows, gate, n, i, h, stride, D, H, GATED), weight, input_precision="ieee"))
-        tl.store(out + part * D * K + i[:, None] * K + k[None, :], total, mask=(i[:, None] < D) & (k[None, :] < K))
+            tile = _rows_tile(rows, gate, n, i, h, stride, D, H, GATED)
+            total += tl.abs(tl.dot(tile, weight, input_precision="ieee"))
+        _store(out + part * D * K, i, k, D, K, total)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #39038264
 if triton:
@@ -90,91 +126,142 @@ if triton:
     def _signed(tile, weight, grad, i, k, D, K):
         "Sign of the products times the gradient that arrives."
         product = tl.dot(tile, weight, input_precision="ieee")
-        g = tl.load(grad + i[:, None] * K + k[None, :], mask=(i[:, None] < D) & (k[None, :] < K), other=0.0)
+        g = _load(grad, i, k, D, K)
         return tl.where(product > 0, g, 0.0) - tl.where(product < 0, g, 0.0)
 
+# %% ../../nbs/kernels/04_mean_abs_product.ipynb #5b967db3
+if triton:
     @triton.jit
-    def _rows_grad_kernel(rows, gate, right, grad, out, N, D, H, K, stride, GATED: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
-        n, i, h = tl.program_id(0), tl.program_id(1) * BI + tl.arange(0, BI), tl.arange(0, BH)
+    def _rows_grad_kernel(
+        rows, gate, right, grad, out, N, D, H, K, stride,
+        GATED: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    ):
+        n = tl.program_id(0)
+        i = tl.program_id(1) * BI + tl.arange(0, BI)
+        h = tl.arange(0, BH)
         tile = _rows_tile(rows, gate, n, i, h, stride, D, H, GATED)
         total = tl.zeros((BI, BH), tl.float32)
         for first in range(0, K, BK):
             k = first + tl.arange(0, BK)
-            weight = tl.load(right + h[:, None] * K + k[None, :], mask=(h[:, None] < H) & (k[None, :] < K), other=0.0)
-            total += tl.dot(_signed(tile, weight, grad, i, k, D, K), tl.trans(weight), input_precision="ieee")
-        tl.store(out + n * D * H + i[:, None] * H + h[None, :], total, mask=(i[:, None] < D) & (h[None, :] < H))
+            weight = _load(right, h, k, H, K)
+            signed = _signed(tile, weight, grad, i, k, D, K)
+            total += tl.dot(signed, tl.trans(weight), input_precision="ieee")
+        _store(out + n * D * H, i, h, D, H, total)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #fdfd6b6a
 if triton:
     @triton.jit
-    def _right_grad_kernel(rows, gate, right, grad, out, N, D, H, K, stride, share, GATED: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
-        k, h, part = tl.program_id(0) * BK + tl.arange(0, BK), tl.arange(0, BH), tl.program_id(1)
-        weight = tl.load(right + h[:, None] * K + k[None, :], mask=(h[:, None] < H) & (k[None, :] < K), other=0.0)
+    def _right_grad_kernel(
+        rows, gate, right, grad, out, N, D, H, K, stride, share,
+        GATED: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    ):
+        k = tl.program_id(0) * BK + tl.arange(0, BK)
+        h = tl.arange(0, BH)
+        part = tl.program_id(1)
+        weight = _load(right, h, k, H, K)
         total = tl.zeros((BH, BK), tl.float32)
         for n in range(part * share, tl.minimum(N, (part + 1) * share)):
             for first in range(0, D, BI):
                 i = first + tl.arange(0, BI)
                 tile = _rows_tile(rows, gate, n, i, h, stride, D, H, GATED)
-                total += tl.dot(tl.trans(tile), _signed(tile, weight, grad, i, k, D, K), input_precision="ieee")
-        tl.store(out + part * H * K + h[:, None] * K + k[None, :], total, mask=(h[:, None] < H) & (k[None, :] < K))
+                signed = _signed(tile, weight, grad, i, k, D, K)
+                total += tl.dot(tl.trans(tile), signed, input_precision="ieee")
+        _store(out + part * H * K, h, k, H, K, total)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #1d1f80a5
+def _launch(rows, right, gate):
+    "Sizes N, D, H, K and stride of the kernels; their blocks; the number of shares."
+    n = len(rows) if gate is None else len(gate)
+    _, D, H = rows.shape
+    stride = D * H if len(rows) > 1 else 0
+    blocks = dict(GATED=gate is not None, BI=16, BH=max(16, triton.next_power_of_2(H)), BK=32)
+    return (n, D, H, right.shape[1], stride), blocks, min(n, 64)
+
+def _forward_by_triton(rows, right, gate):
+    "Equation (1), the shares summed in a fixed order."
+    sizes, blocks, parts = _launch(rows, right, gate)
+    n, D, _, K, _ = sizes
+    out = rows.new_empty(parts, D, K)
+    grid = (triton.cdiv(D, 16), triton.cdiv(K, 32), parts)
+    _forward_kernel[grid](rows, gate, right, out, *sizes, triton.cdiv(n, parts), **blocks)
+    return out.sum(0) / n
+
+# %% ../../nbs/kernels/04_mean_abs_product.ipynb #9d22c4dc
+def _gradients_by_triton(rows, right, gate, grad):
+    "Equation (2): gradients of rows, right and gate."
+    sizes, blocks, parts = _launch(rows, right, gate)
+    n, D, H, K, _ = sizes
+    grad = (grad / n).contiguous()
+    d_rows, d_right = rows.new_empty(n, D, H), right.new_empty(parts, H, K)
+    _rows_grad_kernel[(n, triton.cdiv(D, 16))](rows, gate, right, grad, d_rows, *sizes, **blocks)
+    grid = (triton.cdiv(K, 32), parts)
+    _right_grad_kernel[grid](rows, gate, right, grad, d_right, *sizes, triton.cdiv(n, parts), **blocks)
+    d_gate = None if gate is None else (d_rows * rows).sum(1)
+    if gate is not None: d_rows = d_rows * gate[:, None]
+    shared = len(rows) == 1 and n > 1
+    return d_rows.sum(0, keepdim=True) if shared else d_rows, d_right.sum(0), d_gate
+
+# %% ../../nbs/kernels/04_mean_abs_product.ipynb #107b16ee
 class _MeanAbsTriton(torch.autograd.Function):
     "Equations (1) and (2) by the Triton kernels; `rows` is (N or 1, D, h)."
     @staticmethod
     def forward(ctx, rows, right, gate):
-        n, (_, D, H), K = len(rows) if gate is None else len(gate), rows.shape, right.shape[1]
-        rows, right, gate = rows.contiguous(), right.contiguous(), None if gate is None else gate.contiguous()
+        rows, right = rows.contiguous(), right.contiguous()
+        gate = None if gate is None else gate.contiguous()
         ctx.save_for_backward(rows, right, gate)
-        ctx.facts = n, D, H, K, D * H if len(rows) > 1 else 0
-        ctx.blocks = dict(GATED=gate is not None, BI=16, BH=max(16, triton.next_power_of_2(H)), BK=32)
-        parts = min(n, 64)
-        out = rows.new_empty(parts, D, K)
-        _forward_kernel[(triton.cdiv(D, 16), triton.cdiv(K, 32), parts)](rows, gate, right, out, *ctx.facts, triton.cdiv(n, parts), **ctx.blocks)
-        return out.sum(0) / n
+        return _forward_by_triton(rows, right, gate)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (rows, right, gate), (n, D, H, K, _), parts = ctx.saved_tensors, ctx.facts, min(ctx.facts[0], 64)
-        grad, d_rows, d_right = (grad / n).contiguous(), rows.new_empty(n, D, H), right.new_empty(parts, H, K)
-        _rows_grad_kernel[(n, triton.cdiv(D, 16))](rows, gate, right, grad, d_rows, *ctx.facts, **ctx.blocks)
-        _right_grad_kernel[(triton.cdiv(K, 32), parts)](rows, gate, right, grad, d_right, *ctx.facts, triton.cdiv(n, parts), **ctx.blocks)
-        d_gate = None if gate is None else (d_rows * rows).sum(1)
-        if gate is not None: d_rows = d_rows * gate[:, None]
-        return d_rows if len(rows) > 1 or n == 1 else d_rows.sum(0, keepdim=True), d_right.sum(0), d_gate
+    def backward(ctx, grad): return _gradients_by_triton(*ctx.saved_tensors, grad)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #77c42e42
 def _check(rows, right, gate):
     "Refuse shapes that do not fit."
+    shapes = f"rows has shape {tuple(rows.shape)} and right {tuple(right.shape)}"
     if rows.ndim != 3 or right.ndim != 2 or rows.shape[2] != right.shape[0]:
-        raise ValueError(f"rows has shape {tuple(rows.shape)} and right {tuple(right.shape)}; they must be (windows, effects, hidden) and (hidden, causes)")
-    if not rows.numel() or not right.numel(): raise ValueError(f"rows has shape {tuple(rows.shape)} and right {tuple(right.shape)}; neither may be empty")
-    if rows.dtype != right.dtype or rows.device != right.device: raise TypeError(f"rows is {rows.dtype} on {rows.device} and right {right.dtype} on {right.device}; they must agree")
+        raise ValueError(f"{shapes}; they must be (windows, effects, hidden) and (hidden, causes)")
+    if not rows.numel() or not right.numel(): raise ValueError(f"{shapes}; neither may be empty")
+    _agree("rows", rows, "right", right)
     if gate is None: return
     if gate.ndim != 2 or gate.shape[1] != right.shape[0] or len(rows) not in (1, len(gate)):
-        raise ValueError(f"gate has shape {tuple(gate.shape)}; it must be (windows, hidden) = ({len(rows) if len(rows) > 1 else 'any'}, {right.shape[0]})")
-    if gate.dtype != rows.dtype or gate.device != rows.device: raise TypeError(f"gate is {gate.dtype} on {gate.device} and rows {rows.dtype} on {rows.device}; they must agree")
+        windows = len(rows) if len(rows) > 1 else "any"
+        raise ValueError(f"gate has shape {tuple(gate.shape)}; "
+                         f"it must be (windows, hidden) = ({windows}, {right.shape[0]})")
+    _agree("gate", gate, "rows", rows)
 
-def _by_triton(rows: Tensor) -> bool: return use_triton(rows) and rows.dtype == torch.float32 and rows.shape[2] <= 256
+def _agree(name, tensor, other_name, other):
+    "Refuse two tensors of different kinds or in different places."
+    if tensor.dtype == other.dtype and tensor.device == other.device: return
+    raise TypeError(f"{name} is {tensor.dtype} on {tensor.device} and "
+                    f"{other_name} {other.dtype} on {other.device}; they must agree")
+
+# %% ../../nbs/kernels/04_mean_abs_product.ipynb #03631a23
+def _by_triton(rows: Tensor) -> bool:
+    "Do the kernels take these rows?"
+    return use_triton(rows) and rows.dtype == torch.float32 and rows.shape[2] <= 256
 
 def mean_abs_product(
     rows: Tensor,  # (windows, effects, hidden); (1, effects, hidden) with a gate, if all windows share them
     right: Tensor, # (hidden, causes)
-    gate: Tensor | None = None, # (windows, hidden): slopes of the hidden units
+    gate: Tensor | None = None, # (windows, hidden): slopes of the hidden units; None: all one
 ) -> Tensor:       # (effects, causes)
-    "Mean over the windows of |rows · gate · right|, equation (1), differentiable once. `ValueError`/`TypeError` for what does not fit."
+    """Mean over the windows of |rows · gate · right|, equation (1), differentiable once.
+
+    `ValueError`/`TypeError` for what does not fit."""
     _check(rows, right, gate)
     if _by_triton(rows): return _MeanAbsTriton.apply(rows, right, gate)
     return _MeanAbs.apply(rows if gate is None else rows * gate[:, None], right)
 
 # %% ../../nbs/kernels/04_mean_abs_product.ipynb #bf39f826
 def sum_abs_product(
-    rows: Tensor,  # as in `mean_abs_product`
-    right: Tensor,
-    gate: Tensor | None = None,
+    rows: Tensor,  # (windows, effects, hidden); (1, effects, hidden) with a gate, if all windows share them
+    right: Tensor, # (hidden, causes)
+    gate: Tensor | None = None, # (windows, hidden): slopes of the hidden units; None: all one
 ) -> Tensor:       # scalar
-    "The sum of `mean_abs_product` over effects and causes, faster. `ValueError`/`TypeError` for what does not fit."
+    """The sum of `mean_abs_product` over effects and causes, faster.
+
+    `ValueError`/`TypeError` for what does not fit."""
     _check(rows, right, gate)
     if _by_triton(rows): return _MeanAbsTriton.apply(rows, right, gate).sum()
     return _SumAbs.apply(rows if gate is None else rows * gate[:, None], right)

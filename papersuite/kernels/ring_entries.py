@@ -19,7 +19,10 @@ try:
 except ImportError: triton = None
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #735c1a6e
-def ring_entries_reference(cores: list, index: Tensor) -> Tensor:
+def ring_entries_reference(
+    cores: list,   # as in `ring_entries`
+    index: Tensor, # (n, D) int64
+) -> Tensor:       # (n,)
     "`ring_entries` as a chain of gathered matrices."
     chain = cores[0][index[:, 0]]
     for d, core in enumerate(cores[1:], 1): chain = chain @ core[index[:, d]]
@@ -27,43 +30,69 @@ def ring_entries_reference(cores: list, index: Tensor) -> Tensor:
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #0bfbd066
 def _merged(cores: list, index: Tensor) -> tuple:
-    "Tables (rows, rank before, rank after) and row numbers (n,), merged until two are left or a product would exceed n rows."
+    "Tables of matrices and row numbers (n,), merged until two are left or a product would exceed n rows."
     tables, rows = list(cores), list(index.T)
     while len(tables) > 2:
         sizes = [len(a) * len(b) for a, b in zip(tables, tables[1:])]
         k = sizes.index(min(sizes))
         if sizes[k] > len(index): break
-        a, b = tables[k], tables[k + 1]
-        product = (a.reshape(-1, a.shape[2]) @ b.permute(1, 0, 2).reshape(b.shape[1], -1)).reshape(len(a), a.shape[1], len(b), b.shape[2])
-        tables[k:k + 2] = [product.transpose(1, 2).reshape(-1, a.shape[1], b.shape[2])]
-        rows[k:k + 2] = [rows[k] * len(b) + rows[k + 1]]
+        rows[k:k + 2] = [rows[k] * len(tables[k + 1]) + rows[k + 1]]
+        tables[k:k + 2] = [_all_products(tables[k], tables[k + 1])]
     return tables, rows
 
+# %% ../../nbs/kernels/01_ring_entries.ipynb #9eb4dec6
+def _all_products(a: Tensor, b: Tensor) -> Tensor:
+    "Table of the products of every matrix of `a` with every matrix of `b`, as one matrix product."
+    left, right = a.reshape(-1, a.shape[2]), b.permute(1, 0, 2).reshape(b.shape[1], -1)
+    product = (left @ right).reshape(len(a), a.shape[1], len(b), b.shape[2])
+    return product.transpose(1, 2).reshape(-1, a.shape[1], b.shape[2])
+
 # %% ../../nbs/kernels/01_ring_entries.ipynb #71d3163c
-DENSE = 32 # a matrix product reads memory so much better than a gather that it may compute this many entries for each one asked
+# A matrix product reads memory so much better than a gather
+# that it may compute this many entries for each one asked.
+DENSE = 32
 
 def _ring_entries_torch(cores: list, index: Tensor) -> Tensor:
     "Equation (1) by tables, differentiable."
     tables, rows = _merged(cores, index)
-    while len(tables) > 2:  # too many pairs for a table: multiply per entry, entries last
-        a, b = (t.permute(1, 2, 0).reshape(-1, len(t)).gather(1, r.expand(t[0].numel(), -1)).reshape(*t.shape[1:], -1) for t, r in zip(tables[:2], rows[:2]))
-        product = a[:, 0, None] * b[0, None]
-        for q in range(1, a.shape[1]): product = product + a[:, q, None] * b[q, None]
-        tables[:2], rows[:2] = [product.permute(2, 0, 1)], [torch.arange(len(index), device=index.device)]
+    while len(tables) > 2:  # too many pairs for a table: multiply per entry
+        a, b = (_gathered(table, row) for table, row in zip(tables[:2], rows[:2]))
+        tables[:2] = [_products_per_entry(a, b)]
+        rows[:2] = [torch.arange(len(index), device=index.device)]
     (a, b), (i, j) = tables, rows
     left, right = a.reshape(len(a), -1), b.transpose(1, 2).reshape(len(b), -1)
-    if len(a) * len(b) <= DENSE * len(index): return (left @ right.T).reshape(-1).index_select(0, i * len(b) + j)
+    if len(a) * len(b) <= DENSE * len(index):
+        return (left @ right.T).reshape(-1).index_select(0, i * len(b) + j)
     return (left.index_select(0, i) * right.index_select(0, j)).sum(1)
+
+# %% ../../nbs/kernels/01_ring_entries.ipynb #a80a0bf5
+def _gathered(table: Tensor, row: Tensor) -> Tensor:
+    "(rank before, rank after, n) matrices of the entries, from a table and the entries' row numbers."
+    flat = table.permute(1, 2, 0).reshape(-1, len(table))
+    picked = flat.gather(1, row.expand(table[0].numel(), -1))
+    return picked.reshape(*table.shape[1:], -1)
+
+def _products_per_entry(a: Tensor, b: Tensor) -> Tensor:
+    "(n, rank before, rank after) products of matrices whose entries stand last."
+    product = a[:, 0, None] * b[0, None]
+    for q in range(1, a.shape[1]): product = product + a[:, q, None] * b[q, None]
+    return product.permute(2, 0, 1)
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #8edb241b
 if triton is not None:
     @triton.jit
+    def _place(places, d):
+        "Where the core of mode d begins, and its ranks before and after."
+        return tl.load(places + 3 * d), tl.load(places + 3 * d + 1), tl.load(places + 3 * d + 2)
+
+    @triton.jit
     def _matrix(flat, index, places, n, d, D, P: tl.constexpr):
         "The padded matrix of entry n in mode d."
         a, b = tl.arange(0, P)[:, None], tl.arange(0, P)[None, :]
-        start, before, after = tl.load(places + 3 * d), tl.load(places + 3 * d + 1), tl.load(places + 3 * d + 2)
+        start, before, after = _place(places, d)
         row = tl.load(index + n.to(tl.int64) * D + d)
-        return tl.load(flat + start + (row * before + a) * after + b, mask=(a < before) & (b < after), other=0)
+        inside = (a < before) & (b < after)
+        return tl.load(flat + start + (row * before + a) * after + b, mask=inside, other=0)
 
     @triton.jit
     def _product(x, y, P: tl.constexpr):
@@ -71,6 +100,8 @@ if triton is not None:
         if P <= 16: return tl.sum(x[:, :, None] * y[None, :, :], 1)
         return tl.dot(x, y, input_precision="ieee")
 
+# %% ../../nbs/kernels/01_ring_entries.ipynb #164fd512
+if triton is not None:
     @triton.jit
     def _forward(flat, index, places, out, D, P: tl.constexpr):
         n = tl.program_id(0)
@@ -85,17 +116,23 @@ if triton is not None:
     def _backward(flat, index, places, upstream, grad, D, P: tl.constexpr):
         n, d = tl.program_id(0), tl.program_id(1)
         chain = _matrix(flat, index, places, n, (d + 1) % D, D, P)
-        for k in range(2, D): chain = _product(chain, _matrix(flat, index, places, n, (d + k) % D, D, P), P)
-        a, b = tl.arange(0, P)[:, None], tl.arange(0, P)[None, :]  # of the sub-chain: rank after d, rank before d
-        start, before, after = tl.load(places + 3 * d), tl.load(places + 3 * d + 1), tl.load(places + 3 * d + 2)
-        row, g = tl.load(index + n.to(tl.int64) * D + d), tl.load(upstream + n)
-        tl.atomic_add(grad + start + (row * before + b) * after + a, g * chain, mask=(a < after) & (b < before))
+        for k in range(2, D):
+            chain = _product(chain, _matrix(flat, index, places, n, (d + k) % D, D, P), P)
+        # the sub-chain begins with the rank after d and ends with the rank before d
+        a, b = tl.arange(0, P)[:, None], tl.arange(0, P)[None, :]
+        start, before, after = _place(places, d)
+        row = tl.load(index + n.to(tl.int64) * D + d)
+        g = tl.load(upstream + n)
+        inside = (a < after) & (b < before)
+        tl.atomic_add(grad + start + (row * before + b) * after + a, g * chain, mask=inside)
 
+# %% ../../nbs/kernels/01_ring_entries.ipynb #3b249cc4
 class _RingEntries(torch.autograd.Function):
     "The two kernels as one differentiable function of the flat cores."
     @staticmethod
     def forward(ctx, flat, index, places, P):
-        ctx.save_for_backward(flat, index, places); ctx.P = P
+        ctx.save_for_backward(flat, index, places)
+        ctx.P = P
         out = flat.new_empty(len(index))
         if len(index): _forward[(len(index),)](flat, index, places, out, index.shape[1], P=P)
         return out
@@ -103,48 +140,79 @@ class _RingEntries(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        (flat, index, places), grad = ctx.saved_tensors, torch.zeros_like(ctx.saved_tensors[0])
-        if len(index): _backward[tuple(index.shape)](flat, index, places, upstream.contiguous(), grad, index.shape[1], P=ctx.P)
+        flat, index, places = ctx.saved_tensors
+        grad, grid = torch.zeros_like(flat), tuple(index.shape)
+        if len(index):
+            _backward[grid](flat, index, places, upstream.contiguous(), grad, index.shape[1], P=ctx.P)
         return grad, None, None, None
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #2fb52dc4
 def _ring_entries_triton(cores: list, index: Tensor) -> Tensor:
     "Equation (1) by the kernels."
     sizes = torch.tensor([c.numel() for c in cores])
-    places = torch.stack([sizes.cumsum(0) - sizes, torch.tensor([c.shape[1] for c in cores]), torch.tensor([c.shape[2] for c in cores])], 1).to(index.device)
+    before, after = (torch.tensor([c.shape[axis] for c in cores]) for axis in (1, 2))
+    places = torch.stack([sizes.cumsum(0) - sizes, before, after], 1).to(index.device)
     P = triton.next_power_of_2(max(max(c.shape[1:]) for c in cores))
-    return _RingEntries.apply(torch.cat([c.reshape(-1) for c in cores]), index.contiguous(), places.contiguous(), P)
+    flat = torch.cat([c.reshape(-1) for c in cores])
+    return _RingEntries.apply(flat, index.contiguous(), places.contiguous(), P)
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #a3f75ffc
 def ring_entries(
     cores: list,    # D ≥ 2 tensors (size_d, rank_{d-1}, rank_d); the last rank closes the ring
     index: Tensor,  # (n, D) int64
 ) -> Tensor:        # (n,), differentiable in the cores
-    "Entries (1) of a tensor ring. `ValueError`/`TypeError` for a ring that does not close or an index that does not fit."
+    """Entries (1) of a tensor ring.
+
+    `ValueError`/`TypeError` for a ring that does not close or an index that does not fit."""
     _check(cores, index)
     if not len(index): return cores[0].new_zeros(0)
-    wide = max(max(c.shape[1:]) for c in cores) > 16 and cores[0].dtype == torch.float64 # no tl.dot in double precision
-    return (_ring_entries_triton if use_triton(index) and not wide else _ring_entries_torch)(cores, index)
+    wide = max(max(c.shape[1:]) for c in cores) > 16 and cores[0].dtype == torch.float64
+    path = _ring_entries_triton if use_triton(index) and not wide else _ring_entries_torch
+    return path(cores, index)
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #b4064af9
 def _check(cores, index):
     "A closed ring of one dtype on one device, and positions inside it."
-    if len(cores) < 2: raise ValueError(f"{len(cores)} cores; a ring has at least two")
-    if not cores[0].is_floating_point(): raise TypeError(f"core 0 has dtype {cores[0].dtype}; it must be floating point")
-    for d, (a, b) in enumerate(zip(cores, [*cores[1:], cores[0]])):
-        if a.ndim != 3: raise ValueError(f"core {d} has {a.ndim} axes; a ring core is (size, rank before, rank after)")
-        if a.shape[2] != b.shape[1]: raise ValueError(f"core {d} ends with rank {a.shape[2]} but core {(d + 1) % len(cores)} begins with rank {b.shape[1]}")
-        if (a.dtype, a.device) != (cores[0].dtype, index.device): raise TypeError(f"core {d} is {a.dtype} on {a.device}; needed are {cores[0].dtype} on {index.device}")
+    _check_ring(cores, index.device)
     if index.dtype != torch.int64: raise TypeError(f"index has dtype {index.dtype}; it must be int64")
-    if index.ndim != 2 or index.shape[1] != len(cores): raise ValueError(f"index has shape {tuple(index.shape)}; give one row per entry and {len(cores)} columns")
-    if len(index):
-        low, high = index.amin(0).tolist(), index.amax(0).tolist()
-        for d, core in enumerate(cores):
-            if low[d] < 0 or high[d] >= len(core): raise ValueError(f"index of mode {d} goes from {low[d]} to {high[d]}; it must lie in 0 … {len(core) - 1}")
+    if index.ndim != 2 or index.shape[1] != len(cores):
+        raise ValueError(f"index has shape {tuple(index.shape)}; "
+                         f"give one row per entry and {len(cores)} columns")
+    if not len(index): return
+    low, high = index.amin(0).tolist(), index.amax(0).tolist()
+    for d, core in enumerate(cores):
+        if low[d] < 0 or high[d] >= len(core):
+            raise ValueError(f"index of mode {d} goes from {low[d]} to {high[d]}; "
+                             f"it must lie in 0 … {len(core) - 1}")
+
+# %% ../../nbs/kernels/01_ring_entries.ipynb #8fe83304
+def _check_ring(cores, device):
+    "Two floating-point cores or more, that fit one into the next, all where the index is."
+    if len(cores) < 2: raise ValueError(f"{len(cores)} cores; a ring has at least two")
+    dtype = cores[0].dtype
+    if not dtype.is_floating_point: raise TypeError(f"core 0 has dtype {dtype}; it must be floating point")
+    for d, (a, b) in enumerate(zip(cores, [*cores[1:], cores[0]])):
+        if a.ndim != 3:
+            raise ValueError(f"core {d} has {a.ndim} axes; a ring core is (size, rank before, rank after)")
+        if a.shape[2] != b.shape[1]:
+            following = (d + 1) % len(cores)
+            raise ValueError(f"core {d} ends with rank {a.shape[2]} but "
+                             f"core {following} begins with rank {b.shape[1]}")
+        if (a.dtype, a.device) != (dtype, device):
+            raise TypeError(f"core {d} is {a.dtype} on {a.device}; needed are {dtype} on {device}")
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #d4ac7825
-def random_ring(sizes, ranks, n: int, seed: int = 0, dtype=torch.float64) -> tuple:
+def random_ring(
+    sizes,          # of the modes
+    ranks,          # after each mode; the last closes the ring
+    n: int,         # positions
+    seed: int = 0,  # of cores and positions
+    dtype=torch.float64, # of the cores
+) -> tuple:         # cores, and (n, D) positions
     "Cores and positions for tests and benchmarks."
     draw = torch.Generator().manual_seed(seed)
-    cores = [torch.randn(s, ranks[d - 1], r, generator=draw, dtype=torch.float64).to(dtype) for d, (s, r) in enumerate(zip(sizes, ranks))]
-    return cores, torch.stack([torch.randint(s, (n,), generator=draw) for s in sizes], 1)
+    cores = []
+    for d, size in enumerate(sizes):
+        core = torch.randn(size, ranks[d - 1], ranks[d], generator=draw, dtype=torch.float64)
+        cores.append(core.to(dtype))
+    return cores, torch.stack([torch.randint(size, (n,), generator=draw) for size in sizes], 1)

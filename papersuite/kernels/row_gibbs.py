@@ -20,7 +20,15 @@ try:
 except ImportError: triton = None
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #eea61a98
-def row_gibbs_reference(rows, design, score, weight, offsets, noise, prior_precision):
+def row_gibbs_reference(
+    rows: Tensor,    # this and all else as in `row_gibbs`
+    design: Tensor,  # (K, n)
+    score: Tensor,   # (n,)
+    weight: Tensor,  # (n,)
+    offsets: Tensor, # (I + 1,)
+    noise: Tensor,   # (I, K)
+    prior_precision: Tensor, # (K,)
+) -> tuple:          # new rows and new score
     "`row_gibbs` as two plain loops that predict everything anew each time."
     rows, out = rows.clone(), score.clone()
     for i, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist())):
@@ -36,27 +44,39 @@ def row_gibbs_reference(rows, design, score, weight, offsets, noise, prior_preci
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #e703861e
 def _row_gibbs_numpy(rows, design, score, weight, offsets, noise, prior_precision):
     "Equation (1) for CPU tensors, all rows side by side."
-    rows, score, lengths = rows.numpy().T.copy(), score.numpy().copy(), np.diff(offsets.numpy())
-    design, weight, noise, prior = design.numpy(), weight.numpy(), noise.numpy().T, prior_precision.numpy()
+    rows, score = rows.numpy().T.copy(), score.numpy().copy()
+    given = (design.numpy(), weight.numpy(), offsets.numpy(), noise.numpy().T, prior_precision.numpy())
+    _sweep_numpy(rows, score, *given)
+    return torch.from_numpy(rows.T.copy()), torch.from_numpy(score)
+
+# %% ../../nbs/kernels/03_row_gibbs.ipynb #f102c3d1
+def _sweep_numpy(rows, score, design, weight, offsets, noise, prior):
+    "Update (K, I) rows and the score in place, one coefficient of all rows after the other."
+    lengths = np.diff(offsets)
     full = lengths > 0
-    starts, total = offsets.numpy()[:-1][full], np.zeros((2, len(lengths)), rows.dtype)
+    starts = offsets[:-1][full]
+    push, precision = np.zeros((2, len(lengths)), rows.dtype)
     pull, product = np.empty_like(score), np.empty_like(score)
     for k, c in enumerate(design):
         np.multiply(weight, c, out=pull)
-        if len(starts):
-            total[0, full] = np.add.reduceat(np.multiply(c, score, out=product), starts)
-            total[1, full] = np.add.reduceat(np.multiply(c, pull, out=product), starts)
-        t = prior[k] + total[1]
-        step = (total[0] - prior[k] * rows[k]) / t + noise[k] / np.sqrt(t)
+        _segment_sums(np.multiply(c, score, out=product), starts, full, push)
+        _segment_sums(np.multiply(c, pull, out=product), starts, full, precision)
+        t = prior[k] + precision
+        step = (push - prior[k] * rows[k]) / t + noise[k] / np.sqrt(t)
         rows[k] += step
         score -= np.multiply(pull, np.repeat(step, lengths), out=product)
-    return torch.from_numpy(rows.T.copy()), torch.from_numpy(score)
+
+# %% ../../nbs/kernels/03_row_gibbs.ipynb #976ededb
+def _segment_sums(values, starts, full, out):
+    "Sum over each row's segment, into the places of `out` whose rows have observations."
+    if len(starts): out[full] = np.add.reduceat(values, starts)
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #6e649d82
 def _row_gibbs_torch(rows, design, score, weight, offsets, noise, prior_precision):
     "Equation (1) in PyTorch, for any device."
     rows, score, lengths = rows.clone(), score.clone(), offsets.diff()
-    row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), lengths, output_size=len(score))
+    numbers = torch.arange(len(rows), device=rows.device)
+    row = torch.repeat_interleave(numbers, lengths, output_size=len(score))
     total = lambda v: torch.zeros_like(rows[:, 0]).index_add_(0, row, v)
     for k, c in enumerate(design):
         pull = weight * c
@@ -69,25 +89,45 @@ def _row_gibbs_torch(rows, design, score, weight, offsets, noise, prior_precisio
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #4ca774c0
 if triton is not None:
     @triton.jit
+    def _moved(design, score, weight, before, now, at, inside, step):
+        "Apply the last step to a block of the score; the block's parts of c·u and of c·w·c."
+        w = tl.load(weight + at, mask=inside, other=0)
+        last = tl.load(design + before + at, mask=inside, other=0)
+        u = tl.load(score + at, mask=inside, other=0) - w * last * step
+        tl.store(score + at, u, mask=inside)
+        c = tl.load(design + now + at, mask=inside, other=0)
+        return c * u, w * c * c
+
+# %% ../../nbs/kernels/03_row_gibbs.ipynb #9d6d5b7a
+if triton is not None:
+    @triton.jit
+    def _pass(design, score, weight, k, K, n, start, stop, step, BLOCK: tl.constexpr):
+        "Move the score of a segment; the sums of c·u and of c·w·c over it."
+        before = tl.maximum(k - 1, 0).to(tl.int64) * n  # K n may pass 2^31
+        now = tl.minimum(k, K - 1).to(tl.int64) * n
+        lanes = tl.arange(0, BLOCK)
+        push = tl.zeros((BLOCK,), score.dtype.element_ty)
+        pull = tl.zeros((BLOCK,), score.dtype.element_ty)
+        for a in range(start, stop, BLOCK):
+            at, inside = a + lanes, a + lanes < stop
+            a_push, a_pull = _moved(design, score, weight, before, now, at, inside, step)
+            push += a_push
+            pull += a_pull
+        return tl.sum(push, 0), tl.sum(pull, 0)
+
+# %% ../../nbs/kernels/03_row_gibbs.ipynb #77586cf1
+if triton is not None:
+    @triton.jit
     def _row_kernel(rows, design, score, weight, offsets, noise, prior, K, n, BLOCK: tl.constexpr):
-        i, lanes = tl.program_id(0), tl.arange(0, BLOCK)
+        i = tl.program_id(0)
         start, stop = tl.load(offsets + i), tl.load(offsets + i + 1)
         step = tl.load(rows + i * K) * 0
         for k in range(0, K + 1):
-            before, now = tl.maximum(k - 1, 0).to(tl.int64) * n, tl.minimum(k, K - 1).to(tl.int64) * n # K n may pass 2^31
-            push, pull = tl.zeros((BLOCK,), score.dtype.element_ty), tl.zeros((BLOCK,), score.dtype.element_ty)
-            for a in range(start, stop, BLOCK):
-                at, inside = a + lanes, a + lanes < stop
-                w = tl.load(weight + at, mask=inside, other=0)
-                u = tl.load(score + at, mask=inside, other=0) - w * tl.load(design + before + at, mask=inside, other=0) * step
-                tl.store(score + at, u, mask=inside)
-                c = tl.load(design + now + at, mask=inside, other=0)
-                push += c * u
-                pull += w * c * c
+            push, pull = _pass(design, score, weight, k, K, n, start, stop, step, BLOCK)
             if k < K:
                 g, p = tl.load(rows + i * K + k), tl.load(prior + k)
-                t = p + tl.sum(pull, 0)
-                step = (tl.sum(push, 0) - p * g) / t + tl.load(noise + i * K + k) / tl.sqrt(t)
+                t = p + pull
+                step = (push - p * g) / t + tl.load(noise + i * K + k) / tl.sqrt(t)
                 tl.store(rows + i * K + k, g + step)
             tl.debug_barrier()
 
@@ -95,7 +135,9 @@ if triton is not None:
 def _row_gibbs_triton(rows, design, score, weight, offsets, noise, prior_precision):
     "One program per row."
     rows, score, (K, n) = rows.clone().contiguous(), score.clone().contiguous(), design.shape
-    _row_kernel[(len(rows),)](rows, design.contiguous(), score, weight.contiguous(), offsets, noise.contiguous(), prior_precision.contiguous(), K, n, BLOCK=256)
+    given = (rows, design, score, weight, offsets, noise, prior_precision)
+    arguments = [a if a is offsets else a.contiguous() for a in given]
+    _row_kernel[(len(rows),)](*arguments, K, n, BLOCK=256)
     return rows, score
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #67ffc593
@@ -107,48 +149,103 @@ def row_gibbs(
     offsets: Tensor,  # (I + 1,) int64: row i owns observations offsets[i] : offsets[i + 1]
     noise: Tensor,    # (I, K) standard normals, or zeros for conditional means
     prior_precision: Tensor, # (K,) positive
-    check: bool = True, # look at the arguments first; a sampler that has done so once need not do it in every sweep
+    check: bool = True, # look at the arguments first; a sampler that did so once need not in every sweep
 ) -> tuple:           # new rows and new score
-    "One sweep of scalar Gibbs updates (1) over all rows; a row without observations draws from its prior. `ValueError`/`TypeError` for bad input."
-    if check: _check(rows, design, score, weight, offsets, noise, prior_precision)
-    path = _row_gibbs_triton if use_triton(rows) else _row_gibbs_numpy if rows.device.type == "cpu" else _row_gibbs_torch
-    return path(*(a.detach() for a in (rows, design, score, weight, offsets, noise, prior_precision)))
+    """One sweep of scalar Gibbs updates (1) over all rows; one without observations draws from its prior.
+
+    `ValueError`/`TypeError` for bad input."""
+    arguments = (rows, design, score, weight, offsets, noise, prior_precision)
+    if check: _check(*arguments)
+    elsewhere = _row_gibbs_numpy if rows.device.type == "cpu" else _row_gibbs_torch
+    path = _row_gibbs_triton if use_triton(rows) else elsewhere
+    return path(*(a.detach() for a in arguments))
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #c4befdb7
 def _check(rows, design, score, weight, offsets, noise, prior_precision):
     "Shapes, dtypes, devices, then values."
-    if rows.dtype not in (torch.float32, torch.float64): raise TypeError(f"rows have dtype {rows.dtype}; they must be float32 or float64")
-    if rows.ndim != 2 or design.ndim != 2 or design.shape[0] != rows.shape[1]: raise ValueError(f"rows are {tuple(rows.shape)}, design {tuple(design.shape)}; need (I, K) and (K, n)")
+    if rows.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"rows have dtype {rows.dtype}; they must be float32 or float64")
+    if rows.ndim != 2 or design.ndim != 2 or design.shape[0] != rows.shape[1]:
+        raise ValueError(f"rows are {tuple(rows.shape)}, design {tuple(design.shape)}; "
+                         "need (I, K) and (K, n)")
     (I, K), n = rows.shape, design.shape[1]
-    for name, t, shape in (("design", design, (K, n)), ("score", score, (n,)), ("weight", weight, (n,)), ("offsets", offsets, (I + 1,)),
-                           ("noise", noise, (I, K)), ("prior_precision", prior_precision, (K,))):
-        if tuple(t.shape) != shape: raise ValueError(f"{name} has shape {tuple(t.shape)}; it must be {shape}")
-        if t.device != rows.device: raise ValueError(f"{name} is on {t.device} but rows are on {rows.device}; use one device")
-        if name != "offsets" and t.dtype != rows.dtype: raise TypeError(f"{name} has dtype {t.dtype} but rows have {rows.dtype}; use one")
-    if offsets.dtype != torch.int64: raise TypeError(f"offsets have dtype {offsets.dtype}; they must be int64")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != n or bool((offsets.diff() < 0).any()): raise ValueError(f"offsets must rise from 0 to {n}, the number of observations")
-    for name, t in (("rows", rows), ("design", design), ("score", score), ("weight", weight), ("noise", noise), ("prior_precision", prior_precision)): # a sum shows NaN and costs less
-        if not bool(torch.isfinite(t.sum())): raise ValueError(f"{name} {'hold' if name == 'rows' else 'holds'} NaN or infinite values")
+    _check_kind("design", design, (K, n), rows)
+    _check_kind("score", score, (n,), rows)
+    _check_kind("weight", weight, (n,), rows)
+    _check_kind("offsets", offsets, (I + 1,), rows)
+    _check_kind("noise", noise, (I, K), rows)
+    _check_kind("prior_precision", prior_precision, (K,), rows)
+    _check_offsets(offsets, n)
+    _check_finite("rows hold", rows)
+    _check_finite("design holds", design)
+    _check_finite("score holds", score)
+    _check_finite("weight holds", weight)
+    _check_finite("noise holds", noise)
+    _check_finite("prior_precision holds", prior_precision)
     if not bool((prior_precision > 0).all()): raise ValueError("prior_precision must be positive")
-    if bool((weight < 0).any()): raise ValueError("weight must not be negative; a log-likelihood that is not concave has no Gaussian conditional")
+    if bool((weight < 0).any()):
+        raise ValueError("weight must not be negative; "
+                         "a log-likelihood that is not concave has no Gaussian conditional")
+
+# %% ../../nbs/kernels/03_row_gibbs.ipynb #f0a3bfd1
+def _check_kind(name, tensor, shape, rows):
+    "The shape that is needed, and the device and dtype of the rows."
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
+    if tensor.device != rows.device:
+        raise ValueError(f"{name} is on {tensor.device} but rows are on {rows.device}; use one device")
+    if name != "offsets" and tensor.dtype != rows.dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype} but rows have {rows.dtype}; use one")
+
+def _check_offsets(offsets, n):
+    "Whole numbers that rise from 0 to the number of observations."
+    if offsets.dtype != torch.int64:
+        raise TypeError(f"offsets have dtype {offsets.dtype}; they must be int64")
+    if int(offsets[0]) != 0 or int(offsets[-1]) != n or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must rise from 0 to {n}, the number of observations")
+
+def _check_finite(what, tensor):
+    "No NaN and no infinity; `what` is a name with its verb."
+    if not bool(torch.isfinite(tensor.sum())): raise ValueError(f"{what} NaN or infinite values")
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #93a63ed9
-def example(lengths=(3, 0, 300, 1, 20), K=4, seed=0, dtype=torch.float64) -> tuple:
+def example(
+    lengths=(3, 0, 300, 1, 20), # observations of each row
+    K=4,                        # coefficients of a row
+    seed=0,                     # of all that is drawn
+    dtype=torch.float64,        # of all but the offsets
+) -> tuple:                     # in the order of the arguments of `row_gibbs`
     "Arguments of `row_gibbs` with segments of the given lengths, for tests and benchmarks."
     draw = torch.Generator().manual_seed(seed)
     normal = lambda *size: torch.randn(*size, generator=draw, dtype=torch.float64).to(dtype)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     n, I = int(offsets[-1]), len(lengths)
-    return normal(I, K), normal(K, n), normal(n), normal(n).abs() + 0.1, offsets, normal(I, K), torch.arange(1.0, K + 1, dtype=dtype)
+    rows, design, score, weight = normal(I, K), normal(K, n), normal(n), normal(n).abs() + 0.1
+    return rows, design, score, weight, offsets, normal(I, K), torch.arange(1.0, K + 1, dtype=dtype)
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #086bb230
-def row_block_gibbs(rows: Tensor, design: Tensor, score: Tensor, weight: Tensor, offsets: Tensor, noise: Tensor, prior_precision: Tensor, check: bool = True) -> tuple:
-    "Draw each row's coefficients jointly; arguments and result as in `row_gibbs`."
+def row_block_gibbs(
+    rows: Tensor,     # (I, K) coefficients
+    design: Tensor,   # (K, n), observations sorted by row
+    score: Tensor,    # (n,) derivative of the log-likelihood in the prediction
+    weight: Tensor,   # (n,) zero or more, minus the derivative of the score
+    offsets: Tensor,  # (I + 1,) int64: row i owns observations offsets[i] : offsets[i + 1]
+    noise: Tensor,    # (I, K) standard normals, or zeros for conditional means
+    prior_precision: Tensor, # (K,) positive
+    check: bool = True, # look at the arguments first, as in `row_gibbs`
+) -> tuple:           # new rows and new score
+    "Draw each row's coefficients jointly. `ValueError`/`TypeError` for bad input."
     if check: _check(rows, design, score, weight, offsets, noise, prior_precision)
-    parts = list(zip(design.split(offsets.diff().tolist(), 1), score.split(offsets.diff().tolist()), weight.split(offsets.diff().tolist())))
+    lengths = offsets.diff().tolist()
+    parts = list(zip(design.split(lengths, 1), score.split(lengths), weight.split(lengths)))
     precision = torch.stack([(c * w) @ c.T for c, _, w in parts]) + prior_precision.diag()
     side = torch.stack([c @ (u + w * (g @ c)) for (c, u, w), g in zip(parts, rows)])
-    root = torch.linalg.cholesky(precision)
-    new = torch.cholesky_solve(side[..., None], root) + torch.linalg.solve_triangular(root.mT, noise[..., None], upper=True)
-    new = new[..., 0]
+    new = _normal(precision, side, noise)
     return new, torch.cat([u - w * ((g - old) @ c) for (c, u, w), g, old in zip(parts, new, rows)])
+
+# %% ../../nbs/kernels/03_row_gibbs.ipynb #1eeea4cd
+def _normal(precision, side, noise):
+    "Draws from N(P⁻¹ side, P⁻¹), one a row."
+    root = torch.linalg.cholesky(precision)
+    mean = torch.cholesky_solve(side[..., None], root)
+    return (mean + torch.linalg.solve_triangular(root.mT, noise[..., None], upper=True))[..., 0]
