@@ -13,4 +13,6 @@ from .decomposition import TensorStar, tensor_star
 from .star import TensorStarTensor, capped, load_star, random_star
 
 # %% ../../nbs/tensor_star/04_init.ipynb #cf858751
-_all_ = ["TensorStar", "TensorStarCompletion", "TensorStarTensor", "capped", "load_star", "random_star", "tensor_star"]
+_all_ = [
+    "TensorStar", "TensorStarCompletion", "TensorStarTensor",
+    "capped", "load_star", "random_star", "tensor_star"]
