@@ -3,8 +3,11 @@
 import pytest
 import copy
 import matplotlib.pyplot as plt
+import os
 import pandas as pd
 import pytest
+import subprocess
+import sys
 import tempfile
 from diffusers import DDPMScheduler
 from fastcore.test import test_close, test_eq
@@ -20,10 +23,13 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_weights_are_not_averaged_beside_running_statistics():
     data, steps = digits()[:50], dict(steps=1, batch=8)
     batch, group = (ResNet(widths=(8, 8), fold=2, norm=norm) for norm in ("batch", "group"))
-    for learn in (train_classifier, lambda *a, **k: train_guide(*a, 0.1, inner=1, **k)):
+    guided = lambda net, data, **options: train_guide(net, data, 0.1, inner=1, **options)
+    for learn in (train_classifier, guided):
         with pytest.raises(ValueError, match="running statistics"): learn(batch, data, ema=0.9, **steps)
-        assert len(learn(batch, data, **steps)) == len(learn(group, data, ema=0.9, **steps)) == 1
-    still = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10)) # keeps none
+        test_eq(len(learn(batch, data, **steps)), 1)
+        test_eq(len(learn(group, data, ema=0.9, **steps)), 1)
+    keeps_none = nn.BatchNorm2d(1, track_running_stats=False)
+    still = nn.Sequential(keeps_none, nn.Flatten(), nn.Linear(64, 10))
     test_eq(len(train_classifier(still, data, ema=0.9, **steps)), 1)
 
 
@@ -31,7 +37,8 @@ def test_weights_are_not_averaged_beside_running_statistics():
 def test_in_bfloat16_every_convolution_of_the_guide_learns():
     torch.manual_seed(0)
     net = ResNet(widths=(8, 8), fold=2)
-    before = {name: m.weight.detach().clone() for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    convolutions = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    before = {name: m.weight.detach().clone() for name, m in convolutions.items()}
     train_guide(net, digits()[:64], 0.1, inner=2, steps=2, batch=16, weight_decay=0.0, precision="bf16")
     after = dict(net.named_modules())
     unmoved = [name for name, old in before.items() if torch.equal(after[name].weight.detach().cpu(), old)]
@@ -44,11 +51,11 @@ def test_a_run_that_was_killed_ends_in_the_same_weights():
     start, data = FoldedUNet(8, widths=(8, 16), groups=4), digits()
     def attempt(folder, kill=None):
         net, calls = copy.deepcopy(start), iter(range(100))
-        def loss(net, x, y, g):
+        def loss(net, x, y, generator):
             if next(calls) == kill: raise KeyboardInterrupt
-            return denoising_loss(net, DDPMScheduler(), x, 400, g)
-        losses = train(net, loss, data, 8, batch=16, ema=0.9, augment=("crop",), folder=folder, save_every=3)
-        return losses, net.state_dict()
+            return denoising_loss(net, DDPMScheduler(), x, 400, generator)
+        how = dict(batch=16, ema=0.9, augment=("crop",), folder=folder, save_every=3)
+        return train(net, loss, data, 8, **how), net.state_dict()
     with tempfile.TemporaryDirectory() as folder:
         once, weights = attempt(None)
         with pytest.raises(KeyboardInterrupt): attempt(folder, kill=4)
@@ -60,9 +67,10 @@ def test_a_run_that_was_killed_ends_in_the_same_weights():
 
 # nbs/agdm/04_training.ipynb #dfa7e514
 def test_a_run_goes_on_in_a_new_process():
-    import os, subprocess, sys
     program = """
-import os, sys, torch
+import os
+import sys
+import torch
 from papersuite.vision.data import digits
 from papersuite.vision.networks import ResNet
 from papersuite.agdm.training import train
@@ -74,7 +82,8 @@ def loss(net, x, y, g):
 print(train(ResNet(widths=(8, 8)), loss, digits(), 4, batch=8, folder=sys.argv[1], save_every=1))
 """
     def attempt(folder, kill, hashes):
-        command, environment = [sys.executable, "-c", program, folder, str(kill)], os.environ | {"PYTHONHASHSEED": hashes}
+        command = [sys.executable, "-c", program, folder, str(kill)]
+        environment = os.environ | {"PYTHONHASHSEED": hashes}
         return subprocess.run(command, env=environment, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as killed, tempfile.TemporaryDirectory() as through:
         test_eq(attempt(killed, 2, "1").returncode, 9)
@@ -85,64 +94,79 @@ print(train(ResNet(widths=(8, 8)), loss, digits(), 4, batch=8, folder=sys.argv[1
 
 # nbs/agdm/04_training.ipynb #508a0eb2
 def test_the_checkpoint_of_another_run_is_refused():
-    net, loss = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), lambda net, x, y, g: F.cross_entropy(net(x), y)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with tempfile.TemporaryDirectory() as folder:
-        train(net, loss, digits(), 2, batch=16, ema=0.9, folder=folder)
-        with pytest.raises(ValueError, match="another ema .*learning_rate"): train(net, loss, digits(), 2, batch=16, rate=1e-3, folder=folder)
-        with pytest.raises(ValueError, match="another labels .*pictures"): train(net, loss, digits()[:50], 2, batch=16, ema=0.9, folder=folder)
+        def run(data, **settings):
+            loss = lambda net, x, y, generator: F.cross_entropy(net(x), y)
+            train(net, loss, data, 2, batch=16, folder=folder, **settings)
+        run(digits(), ema=0.9)
+        with pytest.raises(ValueError, match="another ema .*learning_rate"): run(digits(), rate=1e-3)
+        with pytest.raises(ValueError, match="another labels .*pictures"): run(digits()[:50], ema=0.9)
 
 
 # nbs/agdm/04_training.ipynb #b1c139fb
-def test_training_leaves_the_callers_dice_alone():
+def test_training_leaves_the_callers_random_state_alone():
     torch.manual_seed(5)
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
     state = torch.get_rng_state()
     losses = train_classifier(net, digits(), 5, batch=32)
-    assert torch.equal(torch.get_rng_state(), state) and not net.training and len(losses) == 5
+    assert torch.equal(torch.get_rng_state(), state)
+    test_eq((len(losses), net.training), (5, False))
 
 
 # nbs/agdm/04_training.ipynb #ea395ecf
 def test_data_that_cannot_be_trained_on_is_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    def broken(pixels=good.pixels, labels=good.labels): return Images(pixels, labels, good.names)
-    nan = good.pixels.clone(); nan[3, 0, 2, 2] = float("nan")
-    for data, error, words in (
-        (broken((255 * good.pixels).byte()), TypeError, "uint8"), (broken(2 * good.pixels), ValueError, "lie in .0, 1."),
-        (broken(nan), ValueError, "NaN"), (broken(labels=good.labels + 5), ValueError, "10 classes"),
-        (broken(labels=good.labels.float()), TypeError, "labels are"), (good.pixels, TypeError, "data is 'Tensor'"),
-    ):
-        for learn in (train_classifier, lambda *a: train_guide(*a, 0.1)):
+    def refused(error, words, data):
+        for learn in (train_classifier, lambda *given: train_guide(*given, 0.1)):
             with pytest.raises(error, match=words): learn(net, data)
+    def changed(pixels=good.pixels, labels=good.labels): return Images(pixels, labels, good.names)
+    nan = good.pixels.clone()
+    nan[3, 0, 2, 2] = float("nan")
+    refused(TypeError, "uint8", changed((255 * good.pixels).byte()))
+    refused(ValueError, "lie in .0, 1.", changed(2 * good.pixels))
+    refused(ValueError, "NaN", changed(nan))
+    refused(ValueError, "10 classes", changed(labels=good.labels + 5))
+    refused(TypeError, "labels are", changed(labels=good.labels.float()))
+    refused(TypeError, "data is 'Tensor'", good.pixels)
 
 
 # nbs/agdm/04_training.ipynb #20b1d54e
 def test_settings_of_the_loop_that_cannot_be_meant_are_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    for options, words in (
-        (dict(steps=0), "steps is 0"), (dict(batch=0), "batch is 0"), (dict(rate=-1), "learning_rate is -1"), (dict(ema=1.0), "ema is 1.0"),
-        (dict(augment="crop"), "a tuple of crop"), (dict(augment=("turn",)), "crop, flip"), (dict(precision="fp8"), "one of None, 'bf16'"),
-    ):
-        with pytest.raises(ValueError, match=words): train_classifier(net, good, **options)
-    with pytest.raises(ValueError, match="require a gradient"): train_classifier(copy.deepcopy(net).requires_grad_(False), good)
+    def refused(words, model=net, **options):
+        with pytest.raises(ValueError, match=words): train_classifier(model, good, **options)
+    refused("steps is 0", steps=0)
+    refused("batch is 0", batch=0)
+    refused("learning_rate is -1", rate=-1)
+    refused("ema is 1.0", ema=1.0)
+    refused("a tuple of crop", augment="crop")
+    refused("crop, flip", augment=("turn",))
+    refused("one of None, 'bf16'", precision="fp8")
+    refused("require a gradient", copy.deepcopy(net).requires_grad_(False))
 
 
 # nbs/agdm/04_training.ipynb #94272785
 def test_settings_of_the_losses_that_cannot_be_meant_are_refused():
     good, net = digits()[:50], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    for options, words in (
-        (dict(eps=-1), "eps is -1"), (dict(eps=0.1, norm="l1"), "one of 'linf', 'l2'"), (dict(eps=0.1, lam=-1), "lam is -1"),
-        (dict(eps=0.1, inner=0), "steps is 0"), (dict(eps=0.1, distance="l2"), "one of 'kl', 'mse'"),
-    ):
-        with pytest.raises(ValueError, match=words): train_guide(net, good, **options)
-    with pytest.raises(ValueError, match="from 1 to 1000"): train_denoiser(net, DDPMScheduler(), good, highest=2000)
-    with pytest.raises(ValueError, match="it must be epsilon or v_prediction"): train_denoiser(net, DDPMScheduler(prediction_type="sample"), good)
+    def refused(words, learn, *given, **options):
+        with pytest.raises(ValueError, match=words): learn(net, *given, **options)
+    refused("eps is -1", train_guide, good, -1)
+    refused("one of 'linf', 'l2'", train_guide, good, 0.1, norm="l1")
+    refused("lam is -1", train_guide, good, 0.1, lam=-1)
+    refused("steps is 0", train_guide, good, 0.1, inner=0)
+    refused("one of 'kl', 'mse'", train_guide, good, 0.1, distance="l2")
+    refused("from 1 to 1000", train_denoiser, DDPMScheduler(), good, highest=2000)
+    image = DDPMScheduler(prediction_type="sample")
+    refused("it must be epsilon or v_prediction", train_denoiser, image, good)
 
 
 # nbs/agdm/04_training.ipynb #6c55db4e
 def test_a_loss_that_is_not_finite_stops_the_run():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     start = copy.deepcopy(net.state_dict())
-    with pytest.raises(ArithmeticError, match="step 0 is nan"): train(net, lambda net, x, y, g: net(x).sum() * float("nan"), digits()[:50], 3)
+    no_number = lambda net, x, y, generator: net(x).sum() * float("nan")
+    with pytest.raises(ArithmeticError, match="step 0 is nan"): train(net, no_number, digits()[:50], 3)
     for name, weight in net.state_dict().items(): assert torch.equal(weight.cpu(), start[name]), name
 
 
@@ -151,9 +175,12 @@ def test_the_guide_stays_put_where_the_classifier_does_not():
     data, test = digits(), digits("test")
     torch.manual_seed(0)
     standard, guide = ResNet(widths=(16, 32)), ResNet(widths=(16, 32))
-    train_classifier(standard, data, 100, rate=5e-3); train_guide(guide, data, 0.2, inner=2, steps=80, rate=5e-3)
+    train_classifier(standard, data, 100, rate=5e-3)
+    train_guide(guide, data, 0.2, inner=2, steps=80, rate=5e-3)
     x, y = test.pixels[:100], test.labels[:100]
-    def right(net, eps): return (net(pgd(net, x, y, eps, steps=10).images if eps else x).argmax(1) == y).float().mean()
+    def right(net, eps):
+        images = pgd(net, x, y, eps, steps=10).images if eps else x
+        return (net(images).argmax(1) == y).float().mean()
     assert right(standard, 0) > 0.9 and right(guide, 0) > 0.85
     assert right(guide, 0.15) > right(standard, 0.15) + 0.2
 
@@ -161,5 +188,6 @@ def test_the_guide_stays_put_where_the_classifier_does_not():
 # nbs/agdm/04_training.ipynb #5f70da88
 def test_the_denoiser_finds_noise():
     torch.manual_seed(0)
-    losses = train_denoiser(FoldedUNet(8, widths=(16, 32)), DDPMScheduler(), digits(), steps=100, batch=64, ema=None)
+    unet = FoldedUNet(8, widths=(16, 32))
+    losses = train_denoiser(unet, DDPMScheduler(), digits(), steps=100, batch=64, ema=None)
     assert sum(losses[-20:]) / 20 < 0.65

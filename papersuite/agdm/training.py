@@ -35,11 +35,11 @@ class Objective:
     about: dict    # what tells it from other objectives, of plain values
 
 def picture_task(
-    model: nn.Module,
-    objective: Objective,
-    images: Images,
+    model: nn.Module,     # (n, channels, h, w) -> what the objective's loss needs
+    objective: Objective, # what is minimised
+    images: Images,       # to learn from
     batch: int = 128,     # pictures per step and process
-    augment: tuple = (),  # of `AUGMENTATIONS`
+    augment: tuple = (),  # names of `AUGMENTATIONS`
     finish: Callable | None = None, # as of `Task`
 ) -> Task:
     "A training on pictures, for `fit` or a program. Errors as in `check_data`."
@@ -58,28 +58,29 @@ def _draw(data, batch, augment, number, generator) -> tuple:
 def _identity(model, data, batch, augment) -> dict:
     "What may not change when a run goes on, beside the plan and the network's shapes."
     config = {k: str(v) for k, v in getattr(model, "config", {}).items() if not k.startswith("_")}
-    names, pictures = check_augmentations(augment), fingerprint(data.pixels)
-    return {"batch": batch, "augment": names, "pictures": pictures, "labels": fingerprint(data.labels), "config": config}
+    pictures, labels = fingerprint(data.pixels), fingerprint(data.labels)
+    about = {"batch": batch, "augment": check_augmentations(augment), "pictures": pictures}
+    return about | {"labels": labels, "config": config}
 
 # %% ../../nbs/agdm/04_training.ipynb #55f48d9a
 def train(
     model: nn.Module, # trained in place; moved to the device that accelerate finds
     loss: Callable,   # (model, x, y, generator) -> scalar
-    data: Images,
+    data: Images,     # to learn from
     steps: int,       # updates of the weights
     batch: int = 128, # pictures per step and process
-    rate: float = 2e-3,        # largest learning rate of AdamW
+    rate: float = 2e-3,         # largest learning rate of AdamW
     weight_decay: float = 1e-4, # of AdamW
-    warmup: int | None = None, # steps; None: a twentieth
-    clip: float = 1.0,         # largest norm of the gradient
-    ema: float | None = None,  # decay of the average of the weights, such as 0.999; not with batch normalisation
-    augment: tuple = (),       # of `AUGMENTATIONS`
-    precision: str | None = None, # or "bf16"
-    seed: int = 0,             # of everything random
+    warmup: int | None = None,  # steps; None: a twentieth
+    clip: float = 1.0,          # largest norm of the gradient
+    ema: float | None = None,   # decay of the weights' average, such as 0.999; not with batch normalisation
+    augment: tuple = (),        # names of `AUGMENTATIONS`
+    precision: str | None = None,     # or "bf16"; None: the weights' own
+    seed: int = 0,              # of everything random
     folder: str | Path | None = None, # for checkpoints; None: none are written
-    save_every: int = 500,     # steps from one checkpoint to the next
-    about: dict | None = None, # what else belongs to the identity of the run, such as the settings of the loss
-    title: str = "training",   # of the progress bar
+    save_every: int = 500,      # steps from one checkpoint to the next
+    about: dict | None = None,  # more of the run's identity, such as the settings of the loss
+    title: str = "training",    # of the progress bar
 ) -> list:            # the loss of every step; the model is in evaluation mode
     "Minimise `loss`. A folder with a checkpoint is continued. Errors as in `papersuite.training.fit`."
     task = picture_task(model, Objective(loss, about or {}), data, batch, augment)
@@ -89,8 +90,12 @@ def train(
     return fit(model, task.loss, task.draw, plan, None, folder, task.identity, title).losses
 
 # %% ../../nbs/agdm/04_training.ipynb #a64b769d
-def check_data(data, batch=1, augment=()):
-    "Refuse pictures or augmentations that cannot be trained on, in one sentence."
+def check_data(
+    data: Images,        # pixels in [0, 1], integer labels from 0
+    batch: int = 1,      # ≥ 1
+    augment: tuple = (), # names of `AUGMENTATIONS`
+):
+    "Refuse pictures or augmentations that cannot be trained on: `TypeError` or `ValueError` in one sentence."
     needed = "Images of papersuite.vision.data"
     if not isinstance(data, Images): raise InvalidArgument("data", type(data).__name__, needed)
     check_attack(data.pixels, data.labels)
@@ -100,15 +105,15 @@ def check_data(data, batch=1, augment=()):
 # %% ../../nbs/agdm/04_training.ipynb #909551f8
 def _check_classes(model, images):
     "Refuse labels that the model has no logit for."
-    place = next(model.parameters())
-    with evaluation_mode(model, warn=False), torch.no_grad(): logits = model(images.pixels[:1].to(place))
+    first = images.pixels[:1].to(next(model.parameters()))
+    with evaluation_mode(model, warn=False), torch.no_grad(): logits = model(first)
     largest, classes = int(images.labels.max()), logits.shape[1]
     if largest >= classes: raise ValueError(f"a label is {largest}, but the model has {classes} classes")
 
 # %% ../../nbs/agdm/04_training.ipynb #d90c67bb
 def classification(
     model: nn.Module, # (n, ...) in [0, 1] -> (n, classes) logits
-    images: Images,
+    images: Images,   # to learn from
 ) -> Objective:
     "Cross entropy. Errors as in `check_data`, and `ValueError` for a label without a logit."
     check_data(images)
@@ -117,23 +122,24 @@ def classification(
 
 def train_classifier(
     model: nn.Module, # (n, ...) in [0, 1] -> (n, classes) logits
-    images: Images,
-    steps: int = 400, # updates of the weights
+    images: Images,   # to learn from
+    steps: int = 400, # updates of the weights; enough for the digits
     **options,        # of `train`
 ) -> list:            # losses
     "Train by cross entropy. Errors as in `classification` and `train`."
     objective = classification(model, images)
-    return train(model, objective.loss, images, steps, about=objective.about, **({"title": "classifier"} | options))
+    how = {"title": "classifier"} | options
+    return train(model, objective.loss, images, steps, about=objective.about, **how)
 
 # %% ../../nbs/agdm/04_training.ipynb #593ffdad
 def trades(
-    model: nn.Module,       # (n, ...) in [0, 1] -> (n, classes) logits
-    images: Images,
-    eps: float,             # radius of the ball
-    norm: str = "linf",     # of the ball
-    lam: float = 6.0,       # price of a change of mind
-    inner: int = 5,         # steps of the inner walk
-    distance: str = "kl",   # of answers
+    model: nn.Module,     # (n, ...) in [0, 1] -> (n, classes) logits
+    images: Images,       # to learn from
+    eps: float,           # radius of the ball
+    norm: str = "linf",   # of the ball
+    lam: float = 6.0,     # price of a change of mind; 6 as in TRADES
+    inner: int = 5,       # steps of the inner walk
+    distance: str = "kl", # of answers
 ) -> Objective:
     "TRADES (arXiv 1901.08573). Errors as in `classification` and `trades_loss`."
     check_data(images)
@@ -145,19 +151,20 @@ def trades(
 
 # %% ../../nbs/agdm/04_training.ipynb #444ec55e
 def train_guide(
-    model: nn.Module,       # (n, ...) in [0, 1] -> (n, classes) logits
-    images: Images,
-    eps: float,             # radius of the ball
-    norm: str = "linf",     # of the ball
-    lam: float = 6.0,       # price of a change of mind
-    inner: int = 5,         # steps of the inner walk
-    distance: str = "kl",   # of answers
-    steps: int = 400,       # updates of the weights
-    **options,              # of `train`
-) -> list:                  # losses
+    model: nn.Module,     # (n, ...) in [0, 1] -> (n, classes) logits
+    images: Images,       # to learn from
+    eps: float,           # radius of the ball
+    norm: str = "linf",   # of the ball
+    lam: float = 6.0,     # price of a change of mind; 6 as in TRADES
+    inner: int = 5,       # steps of the inner walk
+    distance: str = "kl", # of answers
+    steps: int = 400,     # updates of the weights; enough for the digits
+    **options,            # of `train`
+) -> list:                # losses
     "Train by TRADES. Errors as in `trades` and `train`."
     objective = trades(model, images, eps, norm, lam, inner, distance)
-    return train(model, objective.loss, images, steps, about=objective.about, **({"title": "guide"} | options))
+    how = {"title": "guide"} | options
+    return train(model, objective.loss, images, steps, about=objective.about, **how)
 
 # %% ../../nbs/agdm/04_training.ipynb #89a37f78
 def denoising(
@@ -165,16 +172,17 @@ def denoising(
     highest: int = 400, # no more noise than this
 ) -> Objective:
     "Least squares (arXiv 2006.11239). Errors as in `denoising_loss`."
-    check_times(scheduler.config.prediction_type, highest, scheduler.config.num_train_timesteps)
+    settings = scheduler.config
+    check_times(settings.prediction_type, highest, settings.num_train_timesteps)
     def loss(net, x, y, generator): return denoising_loss(net, scheduler, x, highest, generator)
-    return Objective(loss, {"loss": f"denoising below {highest} by {sorted(scheduler.config.items())}"})
+    return Objective(loss, {"loss": f"denoising below {highest} by {sorted(settings.items())}"})
 
 def train_denoiser(
-    unet: nn.Module,            # of diffusers
+    unet: nn.Module,            # of diffusers, or called like one
     scheduler,                  # of diffusers
-    images: Images,
+    images: Images,             # to learn from; labels are not used
     highest: int = 400,         # no more noise than this
-    steps: int = 1000,          # updates of the weights
+    steps: int = 1000,          # updates of the weights; enough for the digits
     ema: float | None = 0.995,  # decay of the average of the weights
     **options,                  # of `train`
 ) -> list:                      # losses
