@@ -92,6 +92,21 @@ print(train(ResNet(widths=(8, 8)), loss, digits(), 4, batch=8, folder=sys.argv[1
         test_eq(resumed.stdout, once.stdout)
 
 
+# nbs/agdm/04_training.ipynb #707a49cb
+def test_an_objective_is_described_alike_under_any_hash_seed():
+    program = """
+from diffusers import DDPMScheduler
+from papersuite.agdm.training import denoising
+print(denoising(DDPMScheduler(), 100).about)
+"""
+    def described(hashes):
+        environment = os.environ | {"PYTHONHASHSEED": hashes}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    answers = [described(hashes) for hashes in ("1", "2", "3")]
+    assert answers[0].returncode == 0 and "beta_end" in answers[0].stdout, answers[0].stderr[-500:]
+    test_eq(len({answer.stdout for answer in answers}), 1)
+
+
 # nbs/agdm/04_training.ipynb #508a0eb2
 def test_the_checkpoint_of_another_run_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

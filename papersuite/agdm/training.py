@@ -175,7 +175,8 @@ def denoising(
     settings = scheduler.config
     check_times(settings.prediction_type, highest, settings.num_train_timesteps)
     def loss(net, x, y, generator): return denoising_loss(net, scheduler, x, highest, generator)
-    return Objective(loss, {"loss": f"denoising below {highest} by {sorted(settings.items())}"})
+    known = sorted((k, v) for k, v in settings.items() if not k.startswith("_")) # its own are unordered
+    return Objective(loss, {"loss": f"denoising below {highest} by {known}"})
 
 def train_denoiser(
     unet: nn.Module,            # of diffusers, or called like one
