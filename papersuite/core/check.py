@@ -6,7 +6,7 @@ Docs: https://papersuite.github.io/papersuite/core/check.html.md"""
 
 # %% auto #0
 __all__ = ['MOST_SEED', 'KINDS', 'OTHER_KINDS', 'InvalidArgument', 'whole', 'finite', 'between', 'one_of', 'seed', 'array',
-           'other_kind', 'real', 'unmasked', 'mask']
+           'unmasked', 'other_kind', 'real', 'mask']
 
 # %% ../../nbs/core/00a_check.ipynb #1b4ded22
 import datetime
@@ -132,6 +132,17 @@ def array(
     _refuse_infinite(name, found, missing)
     return found
 
+# %% ../../nbs/core/00a_check.ipynb #07bdfea1
+def unmasked(
+    name: str,        # of the argument
+    value,            # array or tensor; it is only looked at
+    advice: str = "", # what to do with it
+):
+    "`InvalidArgument` for a masked array with something behind its mask: it would count with its fill value."
+    if not np.ma.is_masked(value): return
+    found = _Words(f"a masked array with {np.ma.getmaskarray(value).sum()} masked entries")
+    raise InvalidArgument(name, found, "an array without a mask" + (f"; {advice}" if advice else ""))
+
 # %% ../../nbs/core/00a_check.ipynb #befd467c
 def _plain_array(name, value):
     "The numbers as floats, or the reason why not."
@@ -213,16 +224,6 @@ def real(
     if not kind: return
     helped = f"; {advice}" if advice and kind == "complex numbers" else ""
     raise InvalidArgument(name, _Words(f"an array of {kind}"), f"an array of real numbers{helped}")
-
-def unmasked(
-    name: str,        # of the argument
-    value,            # array or tensor; it is only looked at
-    advice: str = "", # what to do with it
-):
-    "`InvalidArgument` for a masked array with something behind its mask: it would count with its fill value."
-    if not np.ma.is_masked(value): return
-    found = _Words(f"a masked array with {np.ma.getmaskarray(value).sum()} masked entries")
-    raise InvalidArgument(name, found, "an array without a mask" + (f"; {advice}" if advice else ""))
 
 # %% ../../nbs/core/00a_check.ipynb #53881b3b
 def mask(
