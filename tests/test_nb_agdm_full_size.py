@@ -93,7 +93,7 @@ def test_an_evaluation_that_cannot_work_is_refused_before_any_work():
         "--defences adbm": "there are undefended, guide", "--threats linf=8": "write linf:8/255",
         "--budget 3": "steps,draws,looks", "--steps 99": "from 1 to 70", "--images 512": "from 1 to 40",
         "--start 2000 --images 4": "from 1 to 1,000", "--scale -1": "of at least 0",
-        "--data mnist": "data is 'mnist'", "--defences agdm:x": "is no number",
+        "--data mnist": "data is 'mnist'", "--defences agdm:x": "is no number", "--threats ,": "threats is ()",
         "--images 4 --classifier microsoft/resnet-50": "1000 classes, but cifar10 has 10",
         "--data cifar100 --images 4": "cifar100 is needed"}
     never = mock.patch("papersuite.agdm.full_evaluation.evaluate", side_effect=AssertionError("an attack"))

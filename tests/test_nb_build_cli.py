@@ -28,17 +28,26 @@ def test_a_mistake_of_the_user_ends_in_one_line_and_code_2():
 
 # nbs/build/01_cli.ipynb #e2d50a66
 def test_what_is_missing_is_fetched_and_what_cannot_be_is_a_sentence():
+    import tempfile
     from papersuite.core.data import Dataset
+    from pathlib import Path
     from unittest import mock
-    asked = []
-    def fetch(): asked.append("far")
-    sets = [Dataset("made", "simulated", "", "", fetch), Dataset("far", "downloaded", "", "", fetch, "no/file"),
-            Dataset("own", "local", "its owner", "", fetch, "own.npz")]
-    with mock.patch("papersuite.core.data.all_datasets", lambda: sets):
+    asked, cache = [], tempfile.mkdtemp()
+    def fetch():
+        asked.append("far")
+        Path(cache, "file").touch()
+    kinds = {
+        "made": ("simulated", ""), "far": ("downloaded", "file"), "part": ("downloaded", "of/it"),
+        "own": ("local", "own.npz")}
+    sets = [Dataset(name, kind, "its owner", "", fetch, path) for name, (kind, path) in kinds.items()]
+    places = mock.patch.dict("os.environ", PAPERSUITE_CACHE=cache, PAPERSUITE_DATA="")
+    with mock.patch("papersuite.core.data.all_datasets", lambda: sets), places:
         get = lambda *names: CliRunner().invoke(main, ["data", "get", *names])
         test_eq(get("made", "far").output, "made is here already\nfar has been fetched\n")
         test_eq(asked, ["far"])
-        sentences = ("own", 1, "Put it at $PAPERSUITE_DATA/own.npz"), ("else", 2, "one of 'made', 'far', 'own'")
+        assert "part has been fetched; its other parts are" in get("part").output
+        known = "one of 'made', 'far', 'part', 'own'"
+        sentences = ("own", 1, "Put it at $PAPERSUITE_DATA/own.npz"), ("else", 2, known)
         for name, code, words in sentences:
             answer = get(name)
             test_eq(answer.exit_code, code)

@@ -56,7 +56,9 @@ def test_the_count_is_that_of_torchs_own_counter():
     def network():
         rows = conv2d(x, kernel, stride=2).flatten(2)
         return scaled_dot_product_attention(rows, rows, rows).square().sum()
-    for call in (network, lambda: network().backward()):
+    @torch.inference_mode()
+    def without_gradients(): return torch.nn.Linear(6, 5)(network().repeat(3, 6))
+    for call in (network, lambda: network().backward(), without_gradients):
         with FlopCounterMode(display=False) as judge: call()
         test_eq(count_flops(call), judge.get_total_flops())
         assert judge.get_total_flops() > 1000

@@ -25,6 +25,9 @@ def test_a_folder_is_complete_or_as_it_was():
         write(a="3")
         test_eq({f.name: f.read_text() for f in model.iterdir()}, {"a": "3"})
         test_eq([f.name for f in model.parent.iterdir()], ["model"])
+        model.rename(model.with_name(".model.old")) # what a kill between the two renames leaves
+        with pytest.raises(KeyboardInterrupt): write(bad="4")
+        test_eq({f.name: f.read_text() for f in model.iterdir()}, {"a": "3"})
 
 
 # nbs/core/00c_store.ipynb #d61dba71

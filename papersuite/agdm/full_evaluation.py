@@ -106,10 +106,13 @@ def load_networks(
     denoises = _chosen(folder, "denoiser", unet, HUB_UNET.get(data))
     own_guide = folder/"guide"/"network"
     guide = guide or (str(own_guide) if own_guide.is_dir() else None)
-    log = Path(denoises).parent/"run.json"
-    highest = json.loads(log.read_text())["settings"]["highest"] if log.is_file() else None
+    highest = _learned_levels(Path(denoises).parent/"run.json")
     guided = load_any_guide(guide) if guide else None
     return Networks(load_classifier(reads), *load_unet(denoises), guided, highest)
+
+def _learned_levels(log: Path) -> int | None:
+    "The highest level of noise that a run of ours has learned; None for a model from elsewhere."
+    return json.loads(log.read_text()).get("settings", {}).get("highest") if log.is_file() else None
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #413d1cd8
 DATA = ("cifar10", "cifar100", "imagenet")

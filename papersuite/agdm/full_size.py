@@ -29,7 +29,7 @@ from .full_evaluation import (
 from .guide import Guide
 from .networks import ddpm_unet, wide_resnet
 from .training import classification, denoising, picture_task, trades
-from ..core.check import between, one_of, whole
+from ..core.check import InvalidArgument, between, one_of, whole
 from ..core.scales import seeded, step_seed
 from ..core.store import complete_folder
 from ..training.plan import TrainingPlan
@@ -175,6 +175,8 @@ class EvaluationSettings(Evaluation):
 
 def attack_defences(settings: EvaluationSettings) -> str: # the table
     "Evaluate what is asked for, from where it was. Errors as in `Evaluation.run`."
+    for name in ("defences", "threats"):
+        if not getattr(settings, name): raise InvalidArgument(name, (), "one or more, joined by commas")
     defences = list(dict.fromkeys(read_defence(d, settings.scale) for d in settings.defences))
     threats = list(dict.fromkeys(map(read_threat, settings.threats)))
     given = settings.unet, settings.classifier, settings.guide

@@ -127,7 +127,8 @@ def _fetched(d) -> str:
     reason = "only you can fetch it"
     if d.kind == "local": raise DataUnavailable(d.name, d.source, f"$PAPERSUITE_DATA/{d.path}", reason)
     d.load()
-    return f"{d.name} has been fetched"
+    rest = "" if d.present else "; its other parts are fetched when they are first used"
+    return f"{d.name} has been fetched{rest}"
 
 # %% ../../nbs/build/01_cli.ipynb #2a3b7ce3
 def _needs(extra: str, error: ImportError):

@@ -126,9 +126,12 @@ def count_flops(
     class Counter(TorchDispatchMode):
         total = 0
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            out = operation(*args, **(kwargs or {}))
-            count = flop_registry.get(operation._overloadpacket)
-            if count: self.total += count(*args, **(kwargs or {}), out_val=out)
+            given, count = kwargs or {}, flop_registry.get(operation._overloadpacket)
+            if count is None: # in inference mode a layer arrives whole; its parts are what is counted
+                with self: out = operation.decompose(*args, **given)
+                if out is not NotImplemented: return out
+            out = operation(*args, **given)
+            if count: self.total += count(*args, **given, out_val=out)
             return out
     with Counter() as counter: function()
     return counter.total

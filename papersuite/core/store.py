@@ -60,6 +60,7 @@ def complete_folder(
     "A folder that gets its name only when the block ends well."
     path = Path(path)
     part, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
+    if old.exists() and not path.exists(): os.replace(old, path) # killed between the two renames below
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     yield part
