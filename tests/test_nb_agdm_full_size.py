@@ -39,7 +39,7 @@ def test_a_network_comes_back_from_its_folder_as_it_was_trained():
 
 # nbs/agdm/08_full_size.ipynb #47e7dd4d
 def test_a_killed_training_ends_in_the_same_network():
-    from papersuite.training.loop import Run
+    from papersuite.training.run import Run
     step = Run.step
     def dying(run): return step(run) if len(run.losses) < 3 else {}["killed"]
     line = "guide --resnet 10-1 --inner 2 --size 8 --batch 4 --steps 4 --warmup 1 --save-every 2 --precision none"

@@ -15,10 +15,13 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_a_plan_that_cannot_be_meant_is_refused():
     wrong = dict(steps=0, learning_rate=float("nan"), weight_decay=-1, warmup=1.5, clip=0, ema=1, seed=-1)
     wrong |= dict(schedule="linear", precision="fp8", accumulate=True, save_every=None, optimiser="adam")
-    wrong |= dict(patience=0, validate_every=0.5)
+    wrong |= dict(patience=0, validate_every=0.5, scheduler="cosine")
     for name, value in wrong.items():
         with pytest.raises(InvalidArgument, match=f"^{name} is .*; it must be "):
             TrainingPlan(**{"steps": np.int64(3)} | {name: value})
+    with pytest.raises(InvalidArgument, match="^warmup is 2; it must be 0 with a scheduler"):
+        TrainingPlan(3, warmup=2, scheduler=torch.optim.lr_scheduler.ConstantLR)
+    with pytest.raises(ValueError, match="device 'tpu' is not available"): TrainingPlan(3, device="tpu")
 
 
 # nbs/training/01_plan.ipynb #e9b3076f

@@ -48,7 +48,8 @@ def test_the_plan_may_depend_on_the_settings_and_a_task_is_told_of_checkpoints()
         return Task(nn.Linear(settings.width, 1), loss, lambda n, g: torch.ones(1, settings.width), on_save=tell)
     plan, recipe = TrainingPlan(9, save_every=2), {"steps": lambda settings: settings.width}
     program = Program("Learn.", Shape, build, plan, recipe)
-    for words, told in (((), ["told 2 2"]), (("--width", "3"), ["told 2 3", "told 3 3"]), (("--steps", "1"), ["told 1 1"])):
+    expected = {(): ["told 2 2"], ("--width", "3"): ["told 2 3", "told 3 3"], ("--steps", "1"): ["told 1 1"]}
+    for words, told in expected.items():
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             test_eq(main(program, ["--folder", folder, *words], "learn"), 0)
             test_eq(sorted(path.name for path in Path(folder).glob("told*")), told)

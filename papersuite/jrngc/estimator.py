@@ -18,6 +18,8 @@ from ..core.store import filled, load_tensors, save_tensors, understood
 from .model import PENALTIES, ResidualMLP, causal_tensor, lag_windows
 from .series import (
     Standardisation, constant_columns, label, read_series, several, standardisation, usable)
+from ..training.loop import fit as fit_network
+from ..training.plan import TrainingPlan
 from pathlib import Path
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, check_random_state
@@ -34,50 +36,28 @@ def train_network(
     n_projections: int | None = 1, # of the Frobenius penalty: one is unbiased and cheapest; None: exact
     held_out: tuple | None = None, # windows and targets that are watched but not learned from
     generator=None,           # of the projections; default: torch's own
-    progress=None,            # called with the loss after every step
+    progress=None,            # called with the number of steps done and the loss, after every step
 ) -> list:                    # (step, held-out mean squared error) pairs; empty without held-out data
     """Full-batch Adam on the loss of JRNGC (arXiv 2405.08779).
 
-    With held-out data, whose error is taken every tenth step, the weights of its smallest error are kept."""
-    solver = torch.optim.Adam(net.parameters(), learning_rate)
-    watch = _Watch(net, held_out)
-    for step in range(1, n_iter + 1):
-        loss = _loss(net, x, y, penalty, lam, n_projections, generator)
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
-        watch.look(step)
-        if progress: progress(loss)
-    return watch.end()
+    With held-out data, whose error is taken every tenth step, the weights of its smallest error are kept.
+    `ArithmeticError` if the numbers leave the finite ones."""
+    def loss(model, batch, _): return _loss(net, x, y, penalty, lam, n_projections, generator)
+    def missed(model): return float((net(held_out[0]) - held_out[1]).square().mean())
+    plan = TrainingPlan(
+        n_iter, learning_rate, schedule="constant", clip=None, seed=None, validate_every=10,
+        optimiser=torch.optim.Adam, device=str(x.device))
+    validate = missed if held_out else None
+    done = fit_network(net, loss, lambda number, _: None, plan, validate, title=None, progress=progress)
+    return done.validations
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #616c7de3
 def _loss(net, x, y, penalty, lam, n_projections, generator):
     "Mean squared error of the forecasts, and λ times the penalty."
-    forecast, tape = net.train().trace(x)
+    forecast, tape = net.trace(x)
     error = (forecast - y).square().mean()
     if not penalty: return error
     return error + lam * PENALTIES[penalty].value(net, tape, n_projections, generator)
-
-class _Watch:
-    "The errors of a network in training on windows that it does not learn from, and its best weights."
-    def __init__(self, net, held_out):
-        self.net, self.held_out = net, held_out
-        self.errors = []
-        self.best = None
-
-    def look(self, step):
-        "Take the error at every tenth step; keep the weights if none was smaller."
-        if not self.held_out or step % 10: return
-        x, y = self.held_out
-        with torch.no_grad(): error = float((self.net.eval()(x) - y).square().mean())
-        self.errors.append((step, error))
-        if error == min(e for _, e in self.errors):
-            self.best = {name: value.clone() for name, value in self.net.state_dict().items()}
-
-    def end(self):
-        "Put the best weights back, if there are any; the errors."
-        if self.best: self.net.load_state_dict(self.best)
-        return self.errors
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #4820a345
 class JRNGC(BaseEstimator):
@@ -158,10 +138,10 @@ def _train(self: JRNGC, x, y, lam: float, seed: int, held_out=None, progress=Non
     "One network trained on windows, and the errors that were watched."
     net, generator = self._network(seed)
     sizes = (self.penalty, lam, self.n_iter, self.learning_rate, self.n_projections)
-    with seeded(seed + 1, x.device):
-        watched = train_network(net, x, y, *sizes, held_out, generator, progress)
-    if not all(torch.isfinite(w).all() for w in net.parameters()): raise self._diverged(lam)
-    return net.eval(), watched
+    try:
+        with seeded(seed + 1, x.device):
+            return net, train_network(net, x, y, *sizes, held_out, generator, progress)
+    except ArithmeticError as error: raise self._diverged(lam) from error
 
 @patch
 def _diverged(self: JRNGC, lam: float) -> ArithmeticError:
@@ -234,7 +214,7 @@ def _train_all(self: JRNGC, x, y, seeds: list) -> list: # (network, watched erro
     held_out = (x[n:], y[n:]) if self.early_stopping else None
     total = self.n_iter * self.n_restarts
     with tqdm(total=total, desc="JRNGC", disable=not self.verbose) as bar:
-        count = lambda loss: bar.update()
+        count = lambda done, loss: bar.update()
         return [self._train(x[:n], y[:n], self.lam_, seed, held_out, count) for seed in seeds]
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #7752ace8

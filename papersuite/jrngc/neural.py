@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from dataclasses import dataclass
 from fastcore.basics import patch
+from functools import partial
 from ..core.evidence import one_standard_error
 from .linear import standardised
 from .model import lag_windows
+from ..training.loop import fit
+from ..training.plan import TrainingPlan
 from torch import Tensor, nn
 
 # %% ../../nbs/jrngc/05_neural.ipynb #356e7ab2
@@ -197,24 +200,36 @@ class GraphPath:
     graph: np.ndarray   # of the network with the chosen λ that saw all readings
 
 # %% ../../nbs/jrngc/05_neural.ipynb #d2f3382b
+class _Proximal(torch.optim.SGD):
+    "Gradient descent on the smooth part of a loss, and the proximal step of the penalty after each step."
+    def __init__(self, weights, lr, weight_decay, net, lam):
+        super().__init__(weights, lr, weight_decay=weight_decay)
+        self.net, self.lam = net, lam
+
+    def step(self, closure=None):
+        "Both steps."
+        super().step(closure)
+        self.net.shrink(self.param_groups[0]["lr"] * self.lam)
+
 def _descend(net: nn.Module, x: Tensor, y: Tensor, lam: float, n_iter: int, learning_rate: float):
-    "`n_iter` full-batch steps on the loss of `net` at λ = `lam`."
+    "`n_iter` full-batch steps on the loss of `net` at λ = `lam`; `ArithmeticError` if they diverge."
     proximal = hasattr(net, "shrink")
-    solver = (torch.optim.SGD if proximal else torch.optim.Adam)(net.parameters(), learning_rate)
-    for _ in range(n_iter):
-        loss = (net(x) - y).square().mean(0).sum() + net.penalty(x)
-        if not proximal: loss = loss + lam * net.sparsity()
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
-        if proximal: net.shrink(learning_rate * lam)
+    def loss(model, batch, generator):
+        smooth = (net(x) - y).square().mean(0).sum() + net.penalty(x)
+        return smooth if proximal else smooth + lam * net.sparsity()
+    solver = partial(_Proximal, net=net, lam=lam) if proximal else torch.optim.Adam
+    plan = TrainingPlan(
+        n_iter, learning_rate, schedule="constant", clip=None, seed=None, optimiser=solver,
+        device=str(x.device))
+    fit(net, loss, lambda number, generator: None, plan, title=None)
 
 # %% ../../nbs/jrngc/05_neural.ipynb #760d05e6
 def _walk(net: nn.Module, x: Tensor, y: Tensor, n: int, lams: tuple, n_iter: int, learning_rate: float):
     "Graphs, held-out errors and weights along a path that learns from `n` windows; None if it diverges."
     graphs, errors, states = [], [], []
     for k, lam in enumerate(lams):
-        _descend(net, x[:n], y[:n], lam, n_iter if k else 3 * n_iter, learning_rate)
+        try: _descend(net, x[:n], y[:n], lam, n_iter if k else 3 * n_iter, learning_rate)
+        except ArithmeticError: return None
         with torch.no_grad():
             missed = (net(x[n:]) - y[n:]).square().mean(1).numpy()
             graph = net.graph(x[:n]).numpy()
@@ -235,7 +250,7 @@ def fit_path(
 ) -> GraphPath:
     """Train along the path and choose λ by forecasts of the last fifth of time.
 
-    `ValueError` for too few windows or λ that do not grow."""
+    `ValueError` for too few windows or λ that do not grow, `ArithmeticError` for a last fit that diverges."""
     if len(lams) < 2 or any(b <= a for a, b in zip(lams, lams[1:])):
         raise ValueError(f"lams is {lams}; give at least two that grow")
     windows, targets = _tensors(x, lag)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from ..core.check import one_of, whole
 from .algebra import identity_cores, ring_factors, ring_matrix, zero_ring
+from ..training.loop import fit
+from ..training.plan import TrainingPlan
 from ..vision.data import digits
 from scipy.linalg import eigh
 from scipy.optimize import minimize
@@ -357,19 +359,17 @@ def train_denoiser(
     batch: int = 64,
 ) -> tuple: # step -> (width, width) weight of `LAYER` in float64; mean loss of the last tenth
     "Train all weights with AdamW at a constant rate."
-    images, device = 2 * digits("all").pixels.flatten(1) - 1, net.out.weight.device
-    generator, copies, losses = torch.Generator().manual_seed(seed), {}, []
-    solver = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
-    for step in range(1, steps + 1):
-        drawn = noisy_batch(images, batch, net.into.in_features > 64, generator)
-        x, time, noise = (t.to(device) for t in drawn)
-        loss = (net(x, time) - noise).square().mean()
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
-        losses.append(loss.detach())
+    images, holes = 2 * digits("all").pixels.flatten(1) - 1, net.into.in_features > 64
+    generator, copies = torch.Generator().manual_seed(seed), {}
+    def draw(number, _): return noisy_batch(images, batch, holes, generator)
+    def loss(net, drawn, _): return (net(drawn[0], drawn[1]) - drawn[2]).square().mean()
+    def copy_weight(step, loss):
         if step in keep: copies[step] = net.state_dict()[LAYER].double().cpu().numpy().copy()
-    return copies, float(torch.stack(losses[-max(1, steps // 10):]).mean())
+    plan = TrainingPlan(
+        steps, learning_rate, weight_decay, schedule="constant", clip=None, seed=None,
+        optimiser=partial(torch.optim.AdamW, fused=True), device=str(net.out.weight.device))
+    losses = fit(net, loss, draw, plan, title=None, progress=copy_weight).losses
+    return copies, float(torch.tensor(losses[-max(1, steps // 10):]).mean())
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f83e7ae4
 def pretrain(

@@ -12,11 +12,15 @@ import copy
 import numpy as np
 import torch
 from diffusers import ControlNetModel
+from functools import partial
+from ..core.scales import pick_device, seeded
 from .data import Pictures
 from .personalise import Judge, TextToImage, WideDenoiser
+from ..training.loop import fit
+from ..training.plan import TrainingPlan
 from peft import PeftConfig
 from skimage.feature import canny
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../../nbs/tlora/06_control.ipynb #e8cc0952
 def edges_of(
@@ -57,12 +61,12 @@ def with_control(
     `ValueError` for a model without a UNet."""
     if isinstance(model.unet, WideDenoiser):
         raise ValueError("the model is a wide denoiser; a control net needs a UNet")
-    torch.manual_seed(seed)
     new = copy.deepcopy(model).requires_grad_(False)
     hint = dict(conditioning_channels=1, conditioning_embedding_out_channels=(16, 32))
-    new.control = ControlNetModel.from_unet(new.unet, **hint).to(new.unet.device).requires_grad_(False)
+    with seeded(seed):
+        new.control = ControlNetModel.from_unet(new.unet, **hint).to(new.unet.device).requires_grad_(False)
+        if config: new.unet.add_adapter(config)
     for name in HINT: getattr(new.control, name).requires_grad_(True)
-    if config: new.unet.add_adapter(config)
     return new
 
 # %% ../../nbs/tlora/06_control.ipynb #5ab3a8e5
@@ -76,17 +80,21 @@ def train_control(
 ) -> TextToImage:
     "A model that follows edges. `ValueError` for a model without a UNet."
     new, g = with_control(model, config, seed), torch.Generator().manual_seed(seed)
-    groups = [[p for p in part.parameters() if p.requires_grad] for part in (new.control, new.unet)]
-    rates = [dict(params=group, lr=rate) for group, rate in zip(groups, (2e-3, learning_rate)) if group]
-    solver, weights = torch.optim.AdamW(rates, weight_decay=1e-4), sum(groups, [])
-    for _ in range(steps):
-        part = pictures[torch.randint(len(pictures), (batch,), generator=g)]
-        loss = new.loss(*new.draw(part.images, g), new.encode(part.prompts), edges_of(part.images)).mean()
-        solver.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        solver.step()
-    return new.eval()
+    def draw(number, _): return pictures[torch.randint(len(pictures), (batch,), generator=g)]
+    def loss(_, part, __):
+        drawn, text = new.draw(part.images, g), new.encode(part.prompts)
+        return new.loss(*drawn, text, edges_of(part.images)).mean()
+    plan = TrainingPlan(
+        steps, learning_rate, weight_decay=1e-4, schedule="constant", seed=None,
+        optimiser=partial(_two_rates, new))
+    with seeded(seed, pick_device()): fit(new, loss, draw, plan, title=None)
+    return new
+
+def _two_rates(model, weights, lr, weight_decay):
+    "AdamW with a rate of 0.002 for the control net, and `lr` for the adapter."
+    groups = [[p for p in part.parameters() if p.requires_grad] for part in (model.control, model.unet)]
+    rates = [dict(params=group, lr=rate) for group, rate in zip(groups, (2e-3, lr)) if group]
+    return torch.optim.AdamW(rates, weight_decay=weight_decay)
 
 # %% ../../nbs/tlora/06_control.ipynb #51a558dc
 def evaluate_control(

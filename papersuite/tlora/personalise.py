@@ -16,14 +16,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from fastcore.basics import patch
-from ..core.scales import pick_device
+from functools import partial
+from ..core.scales import pick_device, seeded
 from .data import Pictures
+from ..training.loop import fit
+from ..training.plan import TrainingPlan
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, logsigmoid
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+from torch.optim.lr_scheduler import OneCycleLR
 
 # %% ../../nbs/tlora/05_personalise.ipynb #95bec64e
 class Block(nn.Module):
@@ -160,29 +163,18 @@ def pretrain(
     **settings,      # of `TextToImage`
 ) -> TextToImage:
     "A model that knows the words of `pictures`."
-    torch.manual_seed(seed)
-    g = torch.Generator().manual_seed(seed)
     words = (*pictures.style_words, *" ".join(pictures.class_words).split())
     channels, size = pictures.images.shape[1:3]
-    model = TextToImage(words, channels, size, **settings).to(pick_device())
-    solver = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
-    rate = get_cosine_schedule_with_warmup(solver, steps // 20, steps)
-    _fit(model, solver, rate, pictures, steps, batch, g)
-    return model.eval()
-
-# %% ../../nbs/tlora/05_personalise.ipynb #b1752f96
-def _fit(model, solver, rate, pictures, steps, batch, generator):
-    "The loop of `pretrain`."
-    from tqdm import trange
-    for _ in trange(steps, desc="pre-training", disable=None):
-        part = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
-        drawn = model.draw(part.images, generator)
-        loss = model.loss(*drawn, model.encode(_spoken(part, generator))).mean()
-        solver.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        solver.step()
-        rate.step()
+    g = torch.Generator().manual_seed(seed)
+    def draw(number, _): return pictures[torch.randint(len(pictures), (batch,), generator=g)]
+    def loss(_, part, __):
+        drawn = model.draw(part.images, g)
+        return model.loss(*drawn, model.encode(_spoken(part, g))).mean()
+    plan = TrainingPlan(steps, learning_rate, weight_decay=1e-4, warmup=steps // 20, seed=None)
+    with seeded(seed, pick_device()):
+        model = TextToImage(words, channels, size, **settings)
+        fit(model, loss, draw, plan, title="pre-training")
+    return model
 
 # %% ../../nbs/tlora/05_personalise.ipynb #4cd31e01
 def _check_prompts(prompts, edges):
@@ -242,16 +234,14 @@ def personalise(
     known = ", ".join(model.vocabulary)
     if word not in model.vocabulary: raise ValueError(f"word is {word!r}; the model knows {known}")
     if not len(subject): raise ValueError("the subject has no pictures")
-    torch.manual_seed(seed)
-    new, g = _adapted_copy(model, config), torch.Generator().manual_seed(seed)
-    weights = [p for p in new.parameters() if p.requires_grad]
-    solver = torch.optim.AdamW(weights, learning_rate, weight_decay=1e-4)
-    for _ in range(steps):
-        solver.zero_grad()
-        _subject_loss(new, model, subject, word, batch, beta, g).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        solver.step()
-    return new.eval()
+    g = torch.Generator().manual_seed(seed)
+    def loss(_, rows, __): return _subject_loss(new, model, subject, rows, word, beta, g)
+    def draw(number, _): return torch.randint(len(subject), (batch,), generator=g)
+    plan = TrainingPlan(steps, learning_rate, weight_decay=1e-4, schedule="constant", seed=None)
+    with seeded(seed, pick_device()):
+        new = _adapted_copy(model, config)
+        fit(new, loss, draw, plan, title=None)
+    return new
 
 # %% ../../nbs/tlora/05_personalise.ipynb #d9dadf91
 def _adapted_copy(model, config):
@@ -261,9 +251,9 @@ def _adapted_copy(model, config):
     else: new.unet.requires_grad_(True)
     return new
 
-def _subject_loss(new, old, subject, word, batch, beta, generator):
+def _subject_loss(new, old, subject, rows, word, beta, generator):
     "Equation (1) or (2) for pictures of the subject."
-    rows = torch.randint(len(subject), (batch,), generator=generator)
+    rows = rows.cpu()
     drawn, chosen = new.draw(subject.images[rows], generator), subject[rows]
     text = new.encode([f"{word} {prompt}" for prompt in chosen.prompts])
     loss = new.loss(*drawn, text)
@@ -301,20 +291,21 @@ def train_judge(
     steps: int = 400, batch: int = 128, seed: int = 0,
 ) -> Judge: # in evaluation mode, frozen
     "A judge of the classes and styles of `pictures`."
-    torch.manual_seed(seed)
-    judge = Judge(pictures.images.shape[1], len(pictures.class_words), len(pictures.style_words))
     g = torch.Generator().manual_seed(seed)
-    solver = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=1e-2)
-    rate = torch.optim.lr_scheduler.OneCycleLR(solver, 4e-3, steps)
-    for _ in range(steps):
+    def draw(number, _):
         part = pictures[torch.randint(len(pictures), (batch,), generator=g)]
-        _, classes, styles = judge(part.images)
-        loss = cross_entropy(classes, part.classes) + cross_entropy(styles, part.styles)
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
-        rate.step()
-    return judge.eval().requires_grad_(False)
+        return part.images, part.classes, part.styles
+    def loss(judge, drawn, _):
+        images, classes, styles = drawn
+        _, of_classes, of_styles = judge(images)
+        return cross_entropy(of_classes, classes) + cross_entropy(of_styles, styles)
+    cycle = partial(OneCycleLR, max_lr=4e-3, total_steps=steps)
+    plan = TrainingPlan(
+        steps, 2e-3, weight_decay=1e-2, clip=None, seed=None, scheduler=cycle, device="cpu")
+    with seeded(seed):
+        judge = Judge(pictures.images.shape[1], len(pictures.class_words), len(pictures.style_words))
+        fit(judge, loss, draw, plan, title=None)
+    return judge.requires_grad_(False)
 
 # %% ../../nbs/tlora/05_personalise.ipynb #ea8bc949
 def cosines(

@@ -10,9 +10,10 @@ __all__ = ['Average', 'Command', 'Fit', 'Program', 'Task', 'TrainingPlan', 'fing
 
 # %% ../../nbs/training/05_init.ipynb #d785b795
 from .checkpoint import fingerprint, list_checkpoints, read_checkpoint
-from .loop import Fit, fit
+from .loop import fit
 from .plan import Average, TrainingPlan, rate_factor
 from .program import Command, Program, Task, launch_line, main
+from .run import Fit
 
 # %% ../../nbs/training/05_init.ipynb #126d33bd
 _all_ = ["Average", "Command", "Fit", "Program", "Task", "TrainingPlan", "fingerprint", "fit", "launch_line",

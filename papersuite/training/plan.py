@@ -18,6 +18,7 @@ from torch import Tensor
 # %% ../../nbs/training/01_plan.ipynb #5847cd09
 from ..core import check
 from ..core.check import InvalidArgument
+from ..core.scales import pick_device
 
 # %% ../../nbs/training/01_plan.ipynb #24af91de
 SCHEDULES = ("cosine", "constant")
@@ -28,8 +29,8 @@ def _check_plan(plan):
     for name in ("steps", "accumulate", "save_every", "validate_every"):
         check.whole(name, getattr(plan, name), 1)
     check.whole("warmup", plan.warmup, 0)
-    check.seed("seed", plan.seed)
-    check.between("learning_rate", plan.learning_rate, above=0)
+    if plan.seed is not None: check.seed("seed", plan.seed)
+    check.between("learning_rate", plan.learning_rate, least=0)
     check.between("weight_decay", plan.weight_decay, least=0)
     if plan.clip is not None: check.between("clip", plan.clip, above=0)
     if plan.ema is not None: check.between("ema", plan.ema, above=0, below=1)
@@ -37,13 +38,17 @@ def _check_plan(plan):
     if not callable(plan.schedule): check.one_of("schedule", plan.schedule, SCHEDULES)
     check.one_of("precision", plan.precision, (None, *PRECISIONS))
     if not callable(plan.optimiser): raise InvalidArgument("optimiser", plan.optimiser, "callable")
+    if plan.device is not None: pick_device(plan.device)
+    if plan.scheduler is None: return
+    if not callable(plan.scheduler): raise InvalidArgument("scheduler", plan.scheduler, "callable or None")
+    if plan.warmup: raise InvalidArgument("warmup", plan.warmup, "0 with a scheduler, which sets the rate")
 
 # %% ../../nbs/training/01_plan.ipynb #c9cccc15
 @dataclass(frozen=True)
 class TrainingPlan:
     "How a model is trained. `InvalidArgument` for a value that cannot be meant."
     steps: int                   # updates of the weights
-    learning_rate: float = 1e-3  # largest rate, which the schedule scales
+    learning_rate: float = 1e-3  # largest rate, which the schedule scales; 0 changes nothing
     weight_decay: float = 0.0    # of the optimiser
     warmup: int = 0              # first steps, over which the rate rises in a line from 0
     schedule: str | Callable = "cosine" # "cosine", "constant", or a function from the step to a factor
@@ -51,11 +56,13 @@ class TrainingPlan:
     ema: float | None = None     # decay of a moving average of the weights, such as 0.999; None: no average
     precision: str | None = None # of the forward pass, "bf16" or "fp16"; None: that of the weights
     accumulate: int = 1          # batches per step and process, whose gradients are averaged
-    seed: int = 0                # of everything random in a step
+    seed: int | None = 0         # of everything random in a step; None: the caller's generators go on
     save_every: int = 500        # steps between checkpoints; the last step has one, too
     validate_every: int = 100    # steps between validations; the last step has one, too
     patience: int | None = None  # end after so many validations in a row without a new best; None: never
     optimiser: Callable = torch.optim.AdamW # called with parameters, lr=... and weight_decay=...
+    scheduler: Callable | None = None # called with the optimiser: one of torch's, in place of `schedule`
+    device: str | None = None    # of model and batches; None: the one that accelerate finds
 
     def __post_init__(self): _check_plan(self)
 
