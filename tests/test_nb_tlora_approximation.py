@@ -113,14 +113,14 @@ def test_known_optima_are_found():
     torch.manual_seed(0)
     W0 = torch.randn(16, 12, dtype=torch.float64)
     W1 = W0 + 0.2 * torch.randn(16, 12, dtype=torch.float64)
-    fit = approximate(W0, W1, diagonal_transform(12))
+    found = approximate(W0, W1, diagonal_transform(12))
     best = (W0 * W1).sum(0) / W0.square().sum(0)
-    assert fit.converged and torch.allclose(fit.transform, torch.diag(best), atol=1e-5)
-    fit = approximate(W0, W1, diagonal_transform(16, "out"))
-    assert torch.allclose(fit.transform, torch.diag((W0 * W1).sum(1) / W0.square().sum(1)), atol=1e-5)
+    assert found.converged and torch.allclose(found.transform, torch.diag(best), atol=1e-5)
+    found = approximate(W0, W1, diagonal_transform(16, "out"))
+    assert torch.allclose(found.transform, torch.diag((W0 * W1).sum(1) / W0.square().sum(1)), atol=1e-5)
     turn = torch.as_tensor(orthogonal_procrustes(W0.numpy(), W1.numpy())[0])
-    fit = approximate(W0, W1, block_transform(12, 12))
-    assert torch.allclose(fit.transform, turn, atol=1e-5) and torch.linalg.det(turn) > 0
+    found = approximate(W0, W1, block_transform(12, 12))
+    assert torch.allclose(found.transform, turn, atol=1e-5) and torch.linalg.det(turn) > 0
 
 
 # nbs/tlora/03_approximation.ipynb #3f444926
@@ -183,8 +183,8 @@ def test_each_truth_is_recovered_by_the_method_it_is_made_for():
     W0 = torch.randn(48, 48, generator=g, dtype=torch.float64)
     low_rank, kronecker = (synthetic_truth(W0, kind, shape, 2, g) for kind in ("low rank", "Kronecker"))
     assert lora_errors(low_rank - W0)[2] < 1e-12 and energy_rank(kronecker - W0) > 10
-    fit = approximate(W0, low_rank, ring_transform(shape), 1)
-    assert fit.error > lora_error_at(low_rank - W0, fit.parameters) # a transform does not pay here
+    found = approximate(W0, low_rank, ring_transform(shape), 1)
+    assert found.error > lora_error_at(low_rank - W0, found.parameters) # a transform does not pay here
     assert approximate(W0, kronecker, ring_transform(shape), 2).error < 1e-4
 
 
@@ -245,13 +245,13 @@ def test_impossible_fits_are_refused():
     from functools import partial
     import papersuite.tlora.approximation as page
     W, V, g = torch.eye(6), torch.ones(6, 6), torch.Generator()
-    fit = partial(page.approximate, transform=page.no_transform())
+    fitted = partial(page.approximate, transform=page.no_transform())
     bad = {
-        "both must be the same": lambda: fit(W, torch.ones(6, 5)), "NaN": lambda: fit(W, V * float("nan")),
-        "weights are equal": lambda: fit(W, W), "residual rank is 7": lambda: fit(W, V, rank=7),
-        "one of 'lora', 'ring'": lambda: fit(W, V, rank=1, residual="ttm"),
-        "needs shapes": lambda: fit(W, V, rank=1, residual="ring"),
-        "do not multiply": lambda: fit(W, V, rank=1, residual="ring", shapes=((2, 2), (2, 3))),
+        "both must be the same": lambda: fitted(W, torch.ones(6, 5)), "NaN": lambda: fitted(W, V * float("nan")),
+        "weights are equal": lambda: fitted(W, W), "residual rank is 7": lambda: fitted(W, V, rank=7),
+        "one of 'lora', 'ring'": lambda: fitted(W, V, rank=1, residual="ttm"),
+        "needs shapes": lambda: fitted(W, V, rank=1, residual="ring"),
+        "do not multiply": lambda: fitted(W, V, rank=1, residual="ring", shapes=((2, 2), (2, 3))),
         "divide the width 6": lambda: page.block_transform(6, 4),
         "multiple of 2\\^2": lambda: page.butterfly_transform(6, 2, 2),
         "one of low rank": lambda: page.synthetic_truth(W, "tall", (2, 3), 1, g),
