@@ -134,14 +134,14 @@ def _random_set(few, climbs):
 # %% ../../nbs/attacks/02_autoattack.ipynb #bada1ff6
 @in_evaluation_mode
 def auto_attack(
-    model: Callable,     # (n, c, h, w) images in [0, 1] -> (n, classes) logits
-    x: Tensor,           # (n, c, h, w) images in [0, 1]
-    y: Tensor,           # (n,) labels
-    eps: float,          # radius of the ball
-    norm: str = "linf",  # or "l2"
+    model: Callable,           # (n, c, h, w) images in [0, 1] -> (n, classes) logits
+    x: Tensor,                 # (n, c, h, w) images in [0, 1]
+    y: Tensor,                 # (n,) labels
+    eps: float,                # radius of the ball
+    norm: str = "linf",        # or "l2"
     version: str = "standard", # "rand" for random models
-    repeats: int = 1,    # looks by which images are judged; more than one for random models
-    **size,              # steps, queries, draws, seed of `attack_set`
+    repeats: int = 1,          # looks by which images are judged; more than one for random models
+    **size: float,             # steps, queries, draws, seed of `attack_set`
 ) -> WorstCase:
     """AutoAttack: the attacks of `attack_set` in turn, each on the images still standing (random models: on
     all). `TypeError` or `ValueError` for bad input."""

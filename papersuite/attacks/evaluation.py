@@ -60,11 +60,18 @@ class View:
 
 class Joint(nn.Module):
     "Two classifiers side by side: their logits in one row, first `a`'s, then `b`'s."
-    def __init__(self, a: nn.Module, b: nn.Module):
+    def __init__(self,
+        a: nn.Module, # a network of pictures
+        b: nn.Module, # another; both see the same picture
+    ):
         super().__init__()
         self.a, self.b = a, b
 
-    def forward(self, x: Tensor) -> Tensor: return torch.cat([self.a(x), self.b(x)], 1)
+    def forward(self,
+        x: Tensor, # (n, channels, height, width)
+    ) -> Tensor:   # (n, 2 classes) logits
+        "Both rows of logits, side by side."
+        return torch.cat([self.a(x), self.b(x)], 1)
 
 def joint_loss(
     logits: Tensor, # (n, 2 classes): of `Joint`
@@ -75,14 +82,14 @@ def joint_loss(
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #987966b9
 def walk(
-    view: View,
-    threat: Threat, # what the walk may change
-    steps: int,     # ≥ 1
-    draws: int = 1, # gradients averaged per step; 1 for a model that always answers alike
-    seed: int = 0,  # of the start
-    auto: bool = False, # APGD on the margin instead of PGD on the view's loss?
+    view: View,                    # what the attack may see of the defence
+    threat: Threat,                # what the walk may change
+    steps: int,                    # ≥ 1
+    draws: int = 1,                # gradients averaged per step; 1 for a model that always answers alike
+    seed: int = 0,                 # of the start
+    auto: bool = False,            # APGD on the margin instead of PGD on the view's loss?
     start: Callable | None = None, # (x, y) -> images to start from; None: at random in the ball
-) -> Callable:  # (model, x, y) -> `Adversary`, found on the view
+) -> Callable:                     # (model, x, y) -> `Adversary`, found on the view
     "The strongest walk we have for a threat, on one view."
     if threat.kind == "flow": return partial(_flow_walk, view, threat.size, steps, draws)
     kind = dict(eps=threat.size, norm=threat.kind, steps=steps, draws=draws, stop=False, seed=seed)

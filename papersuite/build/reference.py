@@ -19,27 +19,29 @@ from pathlib import Path
 @dataclass
 class Symbol:
     "A public name of the library as its module's text declares it."
-    module: str      # such as `core.results`
-    name: str
-    kind: str        # function, class, method, property or data; alias: another module's name
-    signature: str   # what follows the name; of an alias, where it is from
-    text: str        # the docstring
-    comments: dict   # parameter -> docment; 'return' -> that of the result
-    line: int
-    cell: str        # id of the notebook cell it came from
+    module: str                    # such as `core.results`
+    name: str                      # of the function or class
+    kind: str                      # function, class, method, property or data; alias: another module's name
+    signature: str                 # what follows the name; of an alias, where it is from
+    text: str                      # the docstring
+    comments: dict                 # parameter -> docment; 'return' -> that of the result
+    line: int                      # of the file, where it begins
+    cell: str                      # id of the notebook cell it came from
     members: list = field(default_factory=list) # of a class
-    full: str = ""   # what Python calls it, such as `papersuite.core.results.Experiment.figure`
-    page: str = ""   # where the reference describes it
+    full: str = ""                 # what Python calls it, such as `papersuite.core.results.Experiment.figure`
+    page: str = ""                 # where the reference describes it
 
 # %% ../../nbs/build/03_reference.ipynb #79f7df42
 @dataclass
 class Source:
     "The text of a module, with what its syntax tree does not keep."
-    module: str
+    module: str    # dotted name
     comments: dict # line -> comment behind its code
     marks: list    # (line, cell id), in the order of the lines
 
-    def cell(self, node) -> str:
+    def cell(self,
+        node: ast.AST, # a statement of the file
+    ) -> str:
         "The id of the notebook cell that a statement came from, '' for none."
         return next((cell for line, cell in reversed(self.marks) if line <= node.lineno), "")
 
@@ -117,7 +119,7 @@ def _statements(tree):
 
 # %% ../../nbs/build/03_reference.ipynb #44d64d1f
 def read_module(
-    path: Path,
+    path: Path,  # of the exported file
     module: str, # its name, such as `core.results`
 ) -> tuple[str, list[str], list[Symbol], dict]:
     "Summary, `__all__`, public symbols and patched methods (class -> methods) of an exported module."

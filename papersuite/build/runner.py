@@ -54,14 +54,16 @@ def chosen(
     return list(dict.fromkeys(sum(asked.values(), []))) or list(known)
 
 # %% ../../nbs/build/00_runner.ipynb #af58e86c
-def directives(source: str) -> dict[str, str]:
+def directives(
+    source: str, # of a cell
+) -> dict[str, str]:
     "The `#| name: value` lines of a cell (a bare `#| name` has the value '')."
     lines = re.finditer(r"^#\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)$", source, flags=re.M)
     return {m[1]: m[2].strip() for m in lines}
 
 # %% ../../nbs/build/00_runner.ipynb #5db0cb04
 def prepare(
-    notebook: Path,
+    notebook: Path,   # of the experiments
     parameters: dict, # what will be injected
 ):
     "The notebook without the cells that must not run; raises `ValueError` if it would not take `parameters`."
@@ -95,7 +97,7 @@ def _runs(marks: dict) -> bool:
 FLOORS = ("core", "kernels", "tensor", "training", "vision", "language", "attacks") # that papers import
 
 def fingerprint(
-    notebook: Path,
+    notebook: Path,   # of the experiments
     parameters: dict, # of the run
 ) -> str:             # 64 hexadecimal digits
     "Hash of a notebook's code, the library below it, the parameters, and the numerical libraries' versions."
@@ -112,24 +114,26 @@ def fingerprint(
 @dataclass
 class Job:
     "One notebook at one scale and seed, with the folder that will hold its results."
-    paper: str
-    notebook: Path
-    scale: str
-    seed: int
-    folder: Path
+    paper: str       # name of the experiment
+    notebook: Path   # where it is
+    scale: str       # one of `SCALES`
+    seed: int        # that all seeds of the run grow from
+    folder: Path     # of the results
     workers: int = 1 # processes the notebook itself may use
 
     @property
-    def parameters(self) -> dict: return {"scale": self.scale, "seed": self.seed}
+    def parameters(self) -> dict:
+        "What papermill writes into the notebook."
+        return {"scale": self.scale, "seed": self.seed}
 
 @dataclass
 class Result:
     "How a job ended: `record` and no `error`, or the other way round."
-    job: Job
-    seconds: float
-    record: dict | None = None
-    error: str = ""
-    reused: bool = False
+    job: Job                   # that was run
+    seconds: float             # of the run
+    record: dict | None = None # what the notebook wrote; None if it failed
+    error: str = ""            # what failed; empty if nothing did
+    reused: bool = False       # was nothing changed, and nothing run?
 
 # %% ../../nbs/build/00_runner.ipynb #47624781
 @patch
@@ -169,8 +173,8 @@ def _swap(stage: Path, folder: Path):
 
 # %% ../../nbs/build/00_runner.ipynb #27eebdf0
 def run_job(
-    job: Job,
-) -> Result: # with an error, log and notebook are kept in `<folder>.failed`
+    job: Job, # that is run
+) -> Result:  # with an error, log and notebook are kept in `<folder>.failed`
     "Execute one prepared notebook in a staging folder, and move the whole result into place."
     start, stage = time.perf_counter(), _staging(job.folder)
     failed = job.folder.with_name(job.folder.name + ".failed")
@@ -257,7 +261,9 @@ def progress(self: Job) -> dict:
     return read_progress(max(files, key=lambda f: f.stat().st_mtime)) if files else {}
 
 @patch
-def status(self: Job, seconds: float) -> str:
+def status(self: Job,
+    seconds: float, # since the run began
+) -> str:
     "Where this job is after so many seconds: cell, heading, rows of its grid, time left in it."
     from tqdm import tqdm
     told, clock = self.progress(), tqdm.format_interval
@@ -347,7 +353,7 @@ def _in_its_place(record: dict, path: Path) -> dict:
 
 # %% ../../nbs/build/00_runner.ipynb #220bef3b
 def problems(
-    results: list[Result],
+    results: list[Result],    # of a run
     root: Path | None = None, # of the checkout; None: the one that holds the present folder
 ) -> list[str]:
     "A sentence per failed notebook, and per claim that held in the committed record and does not now."
@@ -368,7 +374,7 @@ def _now(verdict: str | None) -> str:
 
 # %% ../../nbs/build/00_runner.ipynb #ebafdf76
 def keep(
-    result: Result,
+    result: Result,           # of a run at this scale
     root: Path | None = None, # of the checkout; None: the one that holds the present folder
 ):
     "Copies of a run for committing: the record; at `laptop` scale figures and notebook outputs, too."

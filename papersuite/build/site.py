@@ -37,7 +37,9 @@ def navigation(
     return sections
 
 # %% ../../nbs/build/04_site.ipynb #db7f5cd0
-def page_name(notebook: str) -> str:
+def page_name(
+    notebook: str, # below the folder of notebooks
+) -> str:
     "Page of a notebook: `core/01_results.ipynb` is `core/results`."
     return re.sub(r"(^|/)\d+[a-z]?_", r"\1", notebook.removesuffix(".ipynb"))
 
@@ -59,7 +61,9 @@ def _site_link(root: Path):
     return target
 
 # %% ../../nbs/build/04_site.ipynb #cae3e0df
-def repository(root: Path) -> str:
+def repository(
+    root: Path, # of the project
+) -> str:
     "Address under which the files of the checkout are published, from settings.ini."
     settings = ConfigParser(delimiters=["="])
     settings.read(root/"settings.ini", encoding="utf-8")
@@ -68,7 +72,9 @@ def repository(root: Path) -> str:
 # %% ../../nbs/build/04_site.ipynb #cce55f1a
 class Site:
     "The pages that there are, the library they describe, and where each is found."
-    def __init__(self, root: Path):
+    def __init__(self,
+        root: Path, # of the project
+    ):
         self.root, self.url, self.library = root, repository(root), read_library(root)
         there = lambda names: [n for n in names if (root/"nbs"/n).exists()]
         self.sections = {section: there(names) for section, names in navigation(root).items()}
@@ -110,7 +116,7 @@ def _caption(d: dict, symbols: list[Symbol], depth: int) -> str:
 # %% ../../nbs/build/04_site.ipynb #84c16c7f
 def essay(
     notebook: str, # path below nbs/
-    site: Site,
+    site: Site,    # that is built
 ):                 # a notebook
     "The page that Sphinx reads: outputs as recorded, directives turned into captions."
     from nbdev.process import NBProcessor
@@ -178,7 +184,7 @@ def _head(s: Symbol) -> list[str]:
 
 # %% ../../nbs/build/04_site.ipynb #f536050b
 def reference(
-    site: Site,
+    site: Site, # that is built
 ) -> dict[str, str]: # page -> MyST text
     "One page per module, and the list of them."
     shown = {m: (summary, symbols) for m, (summary, symbols) in site.library.items() if symbols}
@@ -252,8 +258,8 @@ def _first_notebook(root: Path, name: str) -> Path | None:
 
 # %% ../../nbs/build/04_site.ipynb #6aae6149
 def gallery(
-    site: Site,
-) -> str: # MyST
+    site: Site, # that is built
+) -> str:       # MyST
     "A card per paper: a figure, its caption, the verdicts."
     cards = [_card(r, site) for r in shown_records(site.root)]
     if not cards: return NOTHING
@@ -330,8 +336,8 @@ def _circumstances(r: dict) -> str:
 
 # %% ../../nbs/build/04_site.ipynb #93527815
 def scoreboard(
-    site: Site,
-) -> str: # MyST
+    site: Site, # that is built
+) -> str:       # MyST
     "The page of all claims."
     records = shown_records(site.root)
     verdict = "the verdict that a rule written beforehand reaches"
@@ -359,7 +365,9 @@ def _runs(root: Path) -> list[tuple[Path, dict]]:
     return found
 
 # %% ../../nbs/build/04_site.ipynb #92b63082
-def your_run(site: Site) -> str:
+def your_run(
+    site: Site, # that is built
+) -> str:
     "The page of this machine's runs, '' where there are none."
     committed = {(r["paper"], r["scale"]): r for r in committed_records(site.root)}
     shown, parts = {r["paper"]: r for r in shown_records(site.root)}, []
@@ -468,7 +476,9 @@ def _theme(title: str, repository: str) -> dict:
         navigation_with_keys=False, secondary_sidebar_items=["page-toc"], footer_start=[], footer_end=[])
 
 # %% ../../nbs/build/04_site.ipynb #276c6139
-def setup(app):
+def setup(
+    app: object, # Sphinx, as it calls its extensions
+):
     "Sphinx loads this module as an extension: equations as written."
     from docutils import nodes
     def as_written(app, doctree):
@@ -499,7 +509,10 @@ def _contents(site: Site, more: list[str]) -> str:
     return "\n".join([*parts, tree("Library", [*others, "api/index"])])
 
 # %% ../../nbs/build/04_site.ipynb #7cf4ebc4
-def stage(root: Path, folder: Path):
+def stage(
+    root: Path,   # of the project
+    folder: Path, # where Sphinx will read
+):
     "Write everything Sphinx reads into `folder`."
     import nbformat
     site = Site(root)

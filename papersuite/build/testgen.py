@@ -47,7 +47,7 @@ def _needs(what: str) -> str:
 
 # %% ../../nbs/build/02_testgen.ipynb #a97e32a5
 def pytest_module(
-    notebook: Path,
+    notebook: Path, # of the library
     root: Path,     # the checkout
 ) -> str:           # text of the module, "" if the notebook has no tests
     "The pytest module of one notebook; raises `ValueError` for a bad or repeated test name."
@@ -72,7 +72,9 @@ def _own_names(module: str | None) -> str:
     return f"import papersuite.{module} as _module\nglobals().update({names})"
 
 # %% ../../nbs/build/02_testgen.ipynb #1baed9f0
-def generated_tests(root: Path) -> dict[Path, str]:
+def generated_tests(
+    root: Path, # of the project
+) -> dict[Path, str]:
     "Path -> text of every test module that the notebooks define."
     found = {}
     for nb in sorted((root/"nbs").glob("*/*.ipynb")):
@@ -81,7 +83,9 @@ def generated_tests(root: Path) -> dict[Path, str]:
     return found
 
 # %% ../../nbs/build/02_testgen.ipynb #b3ed6bf9
-def export_all(root: Path):
+def export_all(
+    root: Path, # of the project
+):
     "Library (nbdev), generated tests (stale ones removed) and README.md from the notebooks."
     from nbdev.doclinks import nbdev_export
     from papersuite.build.site import readme

@@ -13,14 +13,15 @@ import datetime
 import math
 import operator
 import numpy as np
+from collections.abc import Iterable
 
 # %% ../../nbs/core/00a_check.ipynb #9cedf508
 class InvalidArgument(ValueError, TypeError):
     "An argument is refused; the message names it, says what was given and what is needed."
     def __init__(self,
-        name: str,   # of the argument, as the caller wrote it
-        given,       # its value, or a description of it
-        needed: str, # goes on after "it must be"
+        name: str,     # of the argument, as the caller wrote it
+        given: object, # its value, or a description of it
+        needed: str,   # goes on after "it must be"
     ):
         super().__init__(f"{name} is {_shown(given)}; it must be {needed}")
 
@@ -34,11 +35,11 @@ def _shown(value):
 
 # %% ../../nbs/core/00a_check.ipynb #59f4b3a6
 def whole(
-    name: str,                 # of the argument
-    value,                     # what was given
-    least: int | None = None,  # smallest value allowed; None: no limit
-    most: int | None = None,   # largest value allowed; None: no limit
-) -> int:                      # the value as Python's own integer
+    name: str,                # of the argument
+    value: object,            # what was given
+    least: int | None = None, # smallest value allowed; None: no limit
+    most: int | None = None,  # largest value allowed; None: no limit
+) -> int:                     # the value as Python's own integer
     "A whole number between the limits; `InvalidArgument` for anything else."
     needed = "a whole number" + _range(least, most)
     if _is_boolean(value): raise InvalidArgument(name, value, needed)
@@ -61,10 +62,10 @@ def _range(least, most):
 
 # %% ../../nbs/core/00a_check.ipynb #8fc48132
 def finite(
-    name: str, # of the argument
-    value,     # what was given
-    needed: str = "a finite number",
-) -> float:    # the value as Python's own float
+    name: str,                       # of the argument
+    value: object,                   # what was given
+    needed: str = "a finite number", # goes on after "it must be"
+) -> float:                          # the value as Python's own float
     "A real number that is neither NaN nor infinite; `InvalidArgument` for anything else."
     if _is_boolean(value) or isinstance(value, (str, bytes, complex, np.complexfloating)):
         raise InvalidArgument(name, value, needed)
@@ -75,13 +76,13 @@ def finite(
 
 # %% ../../nbs/core/00a_check.ipynb #60451d29
 def between(
-    name: str,                   # of the argument
-    value,                       # what was given
-    least: float | None = None,  # the value may be this or more
-    most: float | None = None,   # the value may be this or less
-    above: float | None = None,  # the value must be more than this
-    below: float | None = None,  # the value must be less than this
-) -> float:                      # the value as Python's own float
+    name: str,                  # of the argument
+    value: object,              # what was given
+    least: float | None = None, # the value may be this or more
+    most: float | None = None,  # the value may be this or less
+    above: float | None = None, # the value must be more than this
+    below: float | None = None, # the value must be less than this
+) -> float:                     # the value as Python's own float
     "A finite number in an interval; `InvalidArgument` for anything else."
     limits = {"of at least": least, "above": above, "of at most": most, "below": below}
     words = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
@@ -94,10 +95,10 @@ def between(
 
 # %% ../../nbs/core/00a_check.ipynb #5d8164be
 def one_of(
-    name: str, # of the argument
-    value,     # what was given
-    allowed,   # the values there are: any iterable, such as the keys of a table
-):             # the allowed value, of its own type: a text of NumPy becomes an ordinary one
+    name: str,         # of the argument
+    value: object,     # what was given
+    allowed: Iterable, # the values there are: any iterable, such as the keys of a table
+) -> object:           # the allowed value, of its own type: a text of NumPy becomes an ordinary one
     "One of the allowed values; `InvalidArgument` that lists them for anything else."
     choices = list(allowed)
     same = lambda c: value is c or (isinstance(value, type(c)) and type(value) is not bool and value == c)
@@ -109,16 +110,16 @@ def one_of(
 MOST_SEED = 2**32 - 1
 
 def seed(
-    name: str, # of the argument, such as "random_state"
-    value,     # what was given
-) -> int:      # the seed as Python's own integer
+    name: str,     # of the argument, such as "random_state"
+    value: object, # what was given
+) -> int:          # the seed as Python's own integer
     "A seed for every generator, a whole number from 0 to 2³² − 1; `InvalidArgument` for anything else."
     return whole(name, value, 0, MOST_SEED)
 
 # %% ../../nbs/core/00a_check.ipynb #16612ab7
 def array(
     name: str,                                   # of the argument
-    value,                                       # array, tensor, frame or nested list of real numbers
+    value: object,                               # array, tensor, frame or nested list of real numbers
     ndim: int | None = None,                     # how many axes it must have; None: any
     shape: tuple[int | None, ...] | None = None, # sizes it must have; None in a place: any size
     missing: bool = False,                       # may it hold NaN for what is not observed? Never infinity
@@ -135,7 +136,7 @@ def array(
 # %% ../../nbs/core/00a_check.ipynb #07bdfea1
 def unmasked(
     name: str,        # of the argument
-    value,            # array or tensor; it is only looked at
+    value: object,    # array or tensor; it is only looked at
     advice: str = "", # what to do with it
 ):
     "`InvalidArgument` for a masked array with something behind its mask: it would count with its fill value."
@@ -205,8 +206,8 @@ OTHER_KINDS = {
     "complex numbers": (complex, np.complexfloating)}
 
 def other_kind(
-    values,      # array or tensor
-) -> str | None: # a key of `OTHER_KINDS`, or None for real numbers
+    values: object, # array or tensor
+) -> str | None:    # a key of `OTHER_KINDS`, or None for real numbers
     "What an array holds that is no real number."
     letter = "c" if "complex" in str(values.dtype) else getattr(values.dtype, "kind", "f")
     for kind, classes in OTHER_KINDS.items():
@@ -216,7 +217,7 @@ def other_kind(
 # %% ../../nbs/core/00a_check.ipynb #936982ce
 def real(
     name: str,        # of the argument
-    value,            # array or tensor; it is only looked at
+    value: object,    # array or tensor; it is only looked at
     advice: str = "", # what to do about complex numbers
 ):
     "`InvalidArgument` for an array of complex numbers, text, dates or durations."
@@ -228,7 +229,7 @@ def real(
 # %% ../../nbs/core/00a_check.ipynb #53881b3b
 def mask(
     name: str,              # of the argument
-    value,                  # truth values, or zeros and ones
+    value: object,          # truth values, or zeros and ones
     shape: tuple[int, ...], # of the array that it belongs to
 ) -> np.ndarray:            # truth values
     "A mask for an array of this shape; `InvalidArgument` for anything else."

@@ -19,7 +19,12 @@ from typing import Callable
 # %% ../../nbs/core/03_data.ipynb #063b0b9b
 class DataUnavailable(FileNotFoundError):
     "A data file is not here: the message names the file, its source and the place to put it."
-    def __init__(self, what: str, source: str, put: str, reason: str = "it is not there"):
+    def __init__(self,
+        what: str,                       # file, or name of the data set
+        source: str,                     # where a user gets it
+        put: str,                        # where it is looked for
+        reason: str = "it is not there", # goes on after "is needed, but"
+    ):
         super().__init__(f"{what} is needed, but {reason}. It comes from {source}. Put it at {put}.")
 
 # %% ../../nbs/core/03_data.ipynb #af23efae
@@ -66,12 +71,11 @@ def _first_line(error, most):
     return (str(error).splitlines() or [""])[0][:most]
 
 # %% ../../nbs/core/03_data.ipynb #64662619
-def load_pretrained(
-    cls,                         # a class with `from_pretrained`, of diffusers or transformers
-    name: str,                   # a folder, or an id on the hub
-    subfolders: tuple = ("",),   # of the model; the first that loads is taken
-    **options,                   # of `from_pretrained`
-):                               # an object of that class
+def load_pretrained(cls: type,
+    name: str,                 # a folder, or an id on the hub
+    subfolders: tuple = ("",), # of the model; the first that loads is taken
+    **options: object,         # of `from_pretrained`
+):                             # an object of that class
     "The model `name`, of a folder, `PAPERSUITE_DATA`, or the hub. `DataUnavailable` if it is nowhere."
     source, place = _model_source(name)
     errors = []
@@ -97,11 +101,11 @@ REGISTRY: dict = {}
 @dataclass(frozen=True)
 class Dataset:
     "An entry of the registry; calling it loads the data."
-    name: str
-    kind: str
-    source: str
-    licence: str
-    load: Callable
+    name: str      # by which `papersuite data` lists it
+    kind: str      # of `KINDS`
+    source: str    # where a user gets it
+    licence: str   # of the data
+    load: Callable # the function that is registered
     path: str = "" # below PAPERSUITE_DATA, for `downloaded` and `local`
 
     def __call__(self, *args, **kwargs): return self.load(*args, **kwargs)

@@ -10,6 +10,7 @@ __all__ = ['CONFIDENCE', 'LEAST_SEEDS', 'POWER', 'MANY_SEEDS', 'mean_limits', 's
 
 # %% ../../nbs/core/00b_evidence.ipynb #61fa90e1
 import numpy as np
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/core/00b_evidence.ipynb #8cefcc7d
 from .check import InvalidArgument, between, whole
@@ -57,9 +58,9 @@ def wilson_interval(
 
 # %% ../../nbs/core/00b_evidence.ipynb #4acbe98f
 def paired_p(
-    a,             # (n,) numbers of one method, array or tensor
-    b,             # (n,) numbers of another, on the same cases
-    seed: int = 0, # of the random flips
+    a: ArrayLike,             # (n,) numbers of one method, array or tensor
+    b: ArrayLike,             # (n,) numbers of another, on the same cases
+    seed: int = 0,            # of the random flips
     n_resamples: int = 9_999, # flips; where there are fewer possible ones, all are taken
 ) -> float:
     "Two-sided p value of the mean difference, by flips of signs. `ValueError` for lists of unequal length."

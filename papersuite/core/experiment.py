@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/core/experiment.html.md"""
 __all__ = ['Experiment', 'verdicts_text', 'tell_progress', 'read_progress', 'row_workers']
 
 # %% ../../nbs/core/02a_experiment.ipynb #b224a07a
+from collections.abc import Callable
 import io
 import json
 import os
@@ -39,7 +40,10 @@ class Experiment:
         self.folder, self.claims, self.figures, self.start = Path(folder), [], [], time.perf_counter()
         self.announced = False
 
-    def claim(self, *args, **kwargs) -> Claim:
+    def claim(self,
+        *args: object,    # of `Claim`, in its order
+        **kwargs: object, # of `Claim`, by name
+    ) -> Claim:
         "Add a `Claim` (same arguments) and return it; a second of the same key replaces the first."
         claim = Claim(*args, **kwargs)
         self.claims = [c for c in self.claims if c.key != claim.key] + [claim]
@@ -99,9 +103,9 @@ def finish(self: Experiment):
 # %% ../../nbs/core/02a_experiment.ipynb #e12d5e73
 @patch
 def figure(self: Experiment,
-    fig,           # a matplotlib figure
-    label: str,    # file name without ending, such as "compression"
-    caption: str,  # one sentence: what the reader should see
+    fig: object,          # a matplotlib figure
+    label: str,           # file name without ending, such as "compression"
+    caption: str,         # one sentence: what the reader should see
     numbers: dict | list, # what was plotted; arrays become lists
 ):
     "Save `fig` as PNG (150 dpi) and `numbers` as JSON, atomically, and list it in the record."
@@ -123,13 +127,15 @@ def _plain(x):
 
 # %% ../../nbs/core/02a_experiment.ipynb #292a80a3
 def tell_progress(
-    **facts, # what is told, by name: replaces what was told under the same name before
+    **facts: object, # what is told, by name: replaces what was told under the same name before
 ):
     "Tell the runner how far this notebook is, in the file that PAPERSUITE_PROGRESS names, if it does."
     path = os.environ.get("PAPERSUITE_PROGRESS")
     if path: write_atomic(path, json.dumps(read_progress(path) | facts))
 
-def read_progress(path: str | Path) -> dict:
+def read_progress(
+    path: str | Path, # that PAPERSUITE_PROGRESS names
+) -> dict:
     "What was told last; {} where nothing was."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
@@ -153,10 +159,10 @@ def row_workers(
 # %% ../../nbs/core/02a_experiment.ipynb #45f16a63
 @patch
 def map(self: Experiment,
-    function,          # called with the keyword arguments of each row; must not depend on hidden state
-    grid: list[dict],  # one dictionary of keyword arguments per run
+    function: Callable,         # called with each row's keyword arguments; must not depend on hidden state
+    grid: list[dict],           # one dictionary of keyword arguments per run
     workers: int | None = None, # processes; default: what the runner allows, else 1
-) -> list:             # the results in the order of `grid`
+) -> list:                      # the results in the order of `grid`
     "Call `function` on every row of `grid`, in parallel, remembering finished rows under the runner."
     from joblib import Memory, Parallel, delayed
     from tqdm import tqdm

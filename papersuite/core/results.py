@@ -32,7 +32,7 @@ VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
 class Rule:
     "How a claim is decided. `ValueError` for another kind, or a bound that is no number."
     kind: str    # "above" or "below", by the limits of (1); "within": every value at most `bound` in size
-    bound: float
+    bound: float # what the values are compared with, in their unit
 
     def __post_init__(self):
         if self.kind not in ("above", "below", "within"):
@@ -46,7 +46,7 @@ class Rule:
 
 # %% ../../nbs/core/01_results.ipynb #25ac0604
 def decide(
-    rule: Rule,
+    rule: Rule,          # of the claim
     values: list[float], # one number per seed (or per checked case for `within`)
 ) -> str:                # one of `VERDICTS`
     "The verdict that `rule` reaches on `values`; a NaN, the trace of a failed run, decides nothing."
@@ -66,9 +66,9 @@ def _decide_exact(tolerance, deviations):
 
 # %% ../../nbs/core/01_results.ipynb #d33d995a
 def evidence(
-    rule: Rule,
-    values: list[float],
-) -> dict: # mean, std, deciding limit, p (of the claim's direction), seeds_needed; None where not defined
+    rule: Rule,          # of the claim
+    values: list[float], # as in `decide`
+) -> dict:               # mean, std, limit, p of the claim's direction, seeds_needed; None where not defined
     "What a verdict rests on, in numbers."
     v = np.asarray(values, dtype=float)
     found = dict.fromkeys(("mean", "std", "limit", "p", "seeds_needed"))
@@ -93,13 +93,13 @@ def _p_value(rule, v):
 @dataclass
 class Claim:
     "A sentence of an abstract (or a question of ours), what we measured, the rule, the computed verdict."
-    key: str           # short name, unique within the paper, such as "R4"
-    statement: str     # the paper's claim in our words
-    measure: str       # what the values are, with unit
-    values: list       # one float per seed, or per case for an exact claim
-    rule: Rule
-    published: str = "" # the paper's own figure with its source; empty where none is known
-    note: str = ""      # what a reader must know to read the verdict
+    key: str                # short name, unique within the paper, such as "R4"
+    statement: str          # the paper's claim in our words
+    measure: str            # what the values are, with unit
+    values: list            # one float per seed, or per case for an exact claim
+    rule: Rule              # that decides
+    published: str = ""     # the paper's own figure with its source; empty where none is known
+    note: str = ""          # what a reader must know to read the verdict
     asked_by: str = "paper" # "paper" for a sentence of the abstract, "us" for a question that we add
 
     def __post_init__(self):
@@ -124,7 +124,9 @@ def figure(self: Claim) -> str:
 
 # %% ../../nbs/core/01_results.ipynb #ea10de21
 @patch
-def to_dict(self: Claim, paper: str) -> dict:
+def to_dict(self: Claim,
+    paper: str, # name of the experiment, which the key begins with
+) -> dict:
     "Everything the record of `paper` keeps, what is computed included."
     values = [float(v) if np.isfinite(v) else None for v in self.values]
     computed = {"figure": self.figure, "verdict": self.verdict, "evidence": evidence(self.rule, self.values)}
@@ -198,7 +200,9 @@ def library_versions(
         except metadata.PackageNotFoundError: continue
     return found
 
-def git_revision(folder: Path | None = None) -> str | None:
+def git_revision(
+    folder: Path | None = None, # of a working copy
+) -> str | None:
     "Revision of the checkout, with `+` behind it if tracked files changed; None outside a checkout."
     def git(*words):
         command = ["git", *words]
@@ -210,7 +214,10 @@ def git_revision(folder: Path | None = None) -> str | None:
     return revision + "+" * bool(changed)
 
 # %% ../../nbs/core/01_results.ipynb #829414c9
-def write_atomic(path: str | Path, content: str | bytes) -> Path:
+def write_atomic(
+    path: str | Path,     # that is written or replaced
+    content: str | bytes, # text is written as UTF-8
+) -> Path:
     "Write `content` to `path` so that a reader sees the old file or the new one, never a part."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,8 +237,8 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
 
 # %% ../../nbs/core/01_results.ipynb #79678d30
 def read_record(
-    path: str | Path,
-) -> dict: # of schema version 2
+    path: str | Path, # of a record's JSON
+) -> dict:            # of schema version 2
     "A checked record. `FileNotFoundError`, or `ValueError` that says what is wrong with the file."
     import jsonschema
     try: record = json.loads(Path(path).read_text(encoding="utf-8"))

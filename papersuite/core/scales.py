@@ -20,17 +20,19 @@ from .check import seed as check_seed
 SCALES = ("smoke", "laptop", "paper")
 
 def at_scale(
-    scale: str,  # one of `SCALES`
+    scale: str,     # one of `SCALES`
     *,
-    smoke,   # the value for each scale, of any type
-    laptop,
-    paper,
+    smoke: object,  # the value for each scale, of any type
+    laptop: object, # the value for `laptop`
+    paper: object,  # the value for `paper`
 ):
     "The value that belongs to `scale`; raises `ValueError` for a scale that does not exist."
     check_scale(scale)
     return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale]
 
-def check_scale(scale: str) -> str:
+def check_scale(
+    scale: str, # that a user has given
+) -> str:
     "`scale` itself if it is one of `SCALES`, else a `ValueError` that lists them."
     if scale not in SCALES: raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
     return scale
@@ -58,9 +60,9 @@ def seed_everything(
 # %% ../../nbs/core/00_scales.ipynb #bc280e66
 @contextmanager
 def seeded(
-    seed: int,       # a whole number from 0 to 2³² − 1
-    device = "cpu",  # the device, or its name, whose generator is started beside that of the CPU
-):                   # yields a `torch.Generator` on `device`, of the same seed
+    seed: int,              # a whole number from 0 to 2³² − 1
+    device: object = "cpu", # the device, or its name, whose generator is started beside that of the CPU
+):                          # yields a `torch.Generator` on `device`, of the same seed
     "Torch's global generators start from `seed`; the caller's random state is restored after the block."
     import torch
     seed, device = check_seed("seed", seed), torch.device(device)

@@ -23,11 +23,11 @@ from .scales import seeded
 
 # %% ../../nbs/core/00c_store.ipynb #251a45fa
 def save_tensors(
-    path: str | Path,
-    tensors: dict,     # name -> array or tensor
-    kind: str,         # the tag: class and version, such as "papersuite.JRNGC/1"
+    path: str | Path,          # that is written or replaced
+    tensors: dict,             # name -> array or tensor
+    kind: str,                 # the tag: class and version, such as "papersuite.JRNGC/1"
     facts: dict | None = None, # what JSON can hold: settings, names, shapes
-) -> Path:             # where the file is
+) -> Path:                     # where the file is
     "Write arrays and facts to a safetensors file, atomically. `ValueError` for facts that JSON cannot hold."
     from safetensors.torch import save
     about = {"format": kind, "facts": json.dumps(facts or {}, allow_nan=False, default=_as_python)}
@@ -73,7 +73,9 @@ def complete_folder(
 # %% ../../nbs/core/00c_store.ipynb #5dafc307
 MOST_HEADER = 100_000_000 # bytes; the limit of the format
 
-def read_header(path: str | Path) -> dict:
+def read_header(
+    path: str | Path, # of a safetensors file
+) -> dict:
     "The header of a safetensors file. `FileNotFoundError`; `ValueError` for what is none or is cut off."
     path = Path(path)
     about = os.stat(path)
@@ -108,16 +110,16 @@ def _parsed(text, path):
 @dataclass
 class Stored:
     "What a file holds: `tensors` by name, `facts`, and its tag `kind`."
-    tensors: dict
-    facts: dict
-    kind: str
+    tensors: dict # name -> tensor
+    facts: dict   # what JSON holds: settings, names, shapes
+    kind: str     # the tag: class and version
 
 # %% ../../nbs/core/00c_store.ipynb #bcf3bd98
 def load_tensors(
-    path: str | Path,
-    *kinds: str,         # tags that are accepted
-    finite: bool = True, # refuse NaN and infinite values
-    device = "cpu",      # where the tensors will be
+    path: str | Path,       # of a file that `save_tensors` wrote
+    *kinds: str,            # tags that are accepted
+    finite: bool = True,    # refuse NaN and infinite values
+    device: object = "cpu", # where the tensors will be
 ) -> Stored:
     "Read a file of `save_tensors`. `FileNotFoundError`; `ValueError` for a foreign or damaged one."
     from safetensors import SafetensorError
@@ -137,7 +139,7 @@ def load_tensors(
 def filled(
     build: Callable, # without arguments -> a `torch.nn.Module`
     tensors: dict,   # its state, by name
-    path,            # where it came from, for the message
+    path: object,    # where it came from, for the message
 ):                   # the module with these tensors, in evaluation mode
     "The network that `build` makes, with the weights of a file. `ValueError` where the two do not fit."
     import torch
@@ -156,7 +158,9 @@ def filled(
 
 # %% ../../nbs/core/00c_store.ipynb #4aabfec0
 @contextmanager
-def understood(path):
+def understood(
+    path: object, # of the file, for the message
+):
     "Within this context, facts that are missing or strange end in one `ValueError` that names the file."
     try: yield
     except (LookupError, TypeError, AttributeError, OverflowError, ValueError) as e:

@@ -21,7 +21,9 @@ try:
 except ImportError: triton = None
 
 # %% ../../nbs/kernels/02_polya_gamma.ipynb #a0fc69be
-def polya_gamma_mean(x: Tensor) -> Tensor:
+def polya_gamma_mean(
+    x: Tensor, # any shape
+) -> Tensor:
     "Mean of PG(1, x), equation (2)."
     safe = torch.where(x.abs() < 1e-2, torch.ones_like(x), x)
     return torch.where(x.abs() < 1e-2, 0.25 - x**2 / 48 + x**4 / 480, torch.tanh(safe / 2) / (2 * safe))
@@ -29,7 +31,9 @@ def polya_gamma_mean(x: Tensor) -> Tensor:
 SERIES = (1 / 24, -1 / 120, 17 / 13440, -31 / 181440, 691 / 31933440, -5461 / 2075673600, 929569 / 2988969984000, -3202291 / 88921857024000,
           221930581 / 54064489070592000)
 
-def polya_gamma_variance(x: Tensor) -> Tensor:
+def polya_gamma_variance(
+    x: Tensor, # any shape
+) -> Tensor:
     "Variance of PG(1, x), equation (2)."
     z = x.abs()
     safe, near = torch.where(z < 0.5, torch.ones_like(z), z), torch.zeros_like(z)

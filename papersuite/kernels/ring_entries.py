@@ -203,12 +203,12 @@ def _check_ring(cores, device):
 
 # %% ../../nbs/kernels/01_ring_entries.ipynb #d4ac7825
 def random_ring(
-    sizes,          # of the modes
-    ranks,          # after each mode; the last closes the ring
-    n: int,         # positions
-    seed: int = 0,  # of cores and positions
-    dtype=torch.float64, # of the cores
-) -> tuple:         # cores, and (n, D) positions
+    sizes: tuple,                       # of the modes
+    ranks: tuple,                       # after each mode; the last closes the ring
+    n: int,                             # positions
+    seed: int = 0,                      # of cores and positions
+    dtype: torch.dtype = torch.float64, # of the cores
+) -> tuple:                             # cores, and (n, D) positions
     "Cores and positions for tests and benchmarks."
     draw = torch.Generator().manual_seed(seed)
     cores = []

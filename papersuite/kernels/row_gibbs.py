@@ -210,11 +210,11 @@ def _check_finite(what, tensor):
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #93a63ed9
 def example(
-    lengths=(3, 0, 300, 1, 20), # observations of each row
-    K=4,                        # coefficients of a row
-    seed=0,                     # of all that is drawn
-    dtype=torch.float64,        # of all but the offsets
-) -> tuple:                     # in the order of the arguments of `row_gibbs`
+    lengths: tuple = (3, 0, 300, 1, 20), # observations of each row
+    K: int = 4,                          # coefficients of a row
+    seed: int = 0,                       # of all that is drawn
+    dtype: torch.dtype = torch.float64,  # of all but the offsets
+) -> tuple:                              # in the order of the arguments of `row_gibbs`
     "Arguments of `row_gibbs` with segments of the given lengths, for tests and benchmarks."
     draw = torch.Generator().manual_seed(seed)
     normal = lambda *size: torch.randn(*size, generator=draw, dtype=torch.float64).to(dtype)

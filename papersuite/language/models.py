@@ -191,9 +191,9 @@ def _write_weights(writer, model):
 
 # %% ../../nbs/language/01_models.ipynb #e10b3fc5
 def write_gguf(
-    model,            # a Llama, such as from `tiny_language_model`
-    tokenizer,        # its byte-level tokenizer
-    path: str | Path, # ends in .gguf
+    model: object,     # a Llama, such as from `tiny_language_model`
+    tokenizer: object, # its byte-level tokenizer
+    path: str | Path,  # ends in .gguf
 ) -> Path:
     "Write a Llama with a byte-level tokenizer in single precision. `ValueError` for other models."
     _needs_gguf()
@@ -231,8 +231,8 @@ def pool(
 class SentenceEncoder(nn.Module):
     "Sentences to vectors of unit length: a BERT-type model and its tokenizer."
     def __init__(self,
-        model: nn.Module, # gives `last_hidden_state` from `input_ids` and `attention_mask`
-        tokenizer,        # puts at least one special token into every sentence
+        model: nn.Module,      # gives `last_hidden_state` from `input_ids` and `attention_mask`
+        tokenizer: object,     # puts at least one special token into every sentence
         max_tokens: int = 256, # what lies behind is not read
     ):
         super().__init__()
@@ -254,8 +254,8 @@ class SentenceEncoder(nn.Module):
 # %% ../../nbs/language/01_models.ipynb #083f3a97
 @patch
 def tokens(self: SentenceEncoder,
-    sentences: list[str],
-) -> dict[str, Tensor]: # `input_ids` and `attention_mask`, each (n, tokens), on the device of the model
+    sentences: list[str], # any number of texts
+) -> dict[str, Tensor]:   # `input_ids` and `attention_mask`, each (n, tokens), on the device of the model
     "What `forward` takes: the sentences as tokens, padded to the longest."
     batch = self.tokenizer(list(sentences), padding=True, truncation=True, max_length=self.max_tokens,
                            return_tensors="pt", return_token_type_ids=False)
@@ -265,7 +265,7 @@ def tokens(self: SentenceEncoder,
 @patch
 @torch.no_grad()
 def encode(self: SentenceEncoder,
-    sentences: list[str],
+    sentences: list[str], # any number of texts
     batch_size: int = 32, # sentences at a time
 ) -> Tensor:              # (n, d) vectors of unit length, in the order given; on the CPU
     "Vectors of sentences, without gradients, in the mode the module is in; `ValueError` for other input."

@@ -34,8 +34,8 @@ def _conversation(messages):
 class GGUFServer:
     "A language model that answers on 127.0.0.1 in OpenAI's protocol, until its `with` block ends or `close`."
     def __init__(self,
-        server,    # xllamacpp's
-        name: str, # of the model
+        server: object, # xllamacpp's
+        name: str,      # of the model
     ):
         self._server, self.name, self.url = server, name, f"{server.listening_address}/v1"
 
@@ -54,7 +54,7 @@ def answer(self: GGUFServer,
     max_tokens: int = 256,      # of the answer; it ends earlier if the model says so
     temperature: float = 0.0,   # 0 takes the likeliest token
     seed: int = 0,              # of the dice, for temperatures above 0
-    **options,                  # anything else the protocol or llama.cpp knows, such as stop or cache_prompt
+    **options: object,          # anything else the protocol or llama.cpp knows, such as stop or cache_prompt
 ) -> dict:                      # OpenAI's chat completion, with llama.cpp's timings
     "One answer with all that is known about it; `ValueError` if the server refuses, as for too long a text."
     if self._server is None: raise RuntimeError(f"the server of {self.name} is closed; start another")
@@ -68,7 +68,7 @@ def answer(self: GGUFServer,
 @patch
 def chat(self: GGUFServer,
     messages: str | list[dict], # the conversation: dictionaries with role and content, or one string
-    **options,                  # as for `answer`
+    **options: object,          # as for `answer`
 ) -> str:
     "The text of one answer."
     return self.answer(messages, **options)["choices"][0]["message"]["content"]

@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/tensor/als.html.md"""
 __all__ = ['check_real', 'check_tensor', 'default_prox', 'TensorNetworkALS', 'safe_unit']
 
 # %% ../../nbs/tensor/01_als.ipynb #6f2d22ea
+from collections.abc import Callable
 import math
 from copy import copy
 from functools import lru_cache
@@ -16,6 +17,7 @@ import tensorly as tl
 from fastcore.basics import patch
 from ..core.check import between, real, whole
 from .network import TensorNetwork, contract
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/tensor/01_als.ipynb #ba4ed02c
 def _fuse(
@@ -153,7 +155,7 @@ def _sweep(self: TensorNetwork, weights, group, data, layers, prox, relative):
 # %% ../../nbs/tensor/01_als.ipynb #02d20e41
 @patch
 def sweep(self: TensorNetwork,
-    x,                     # tensor of shape `self.shape`
+    x: ArrayLike,          # tensor of shape `self.shape`
     weights: list,         # one array per node; not changed
     prox: float,           # proximal weight ρ ≥ 0
     relative: bool = True, # multiply ρ by the mean eigenvalue of each Gram matrix
@@ -170,9 +172,10 @@ def _precision(x) -> np.finfo:
 
 @patch
 def squared_error(self: TensorNetwork,
-    x, weights,
-    short: float, # ‖x − TN‖² by equation (2), as `sweep` returns it
-    total: float, # ‖x‖²
+    x: ArrayLike,  # (I_1, …, I_D), the tensor that is decomposed
+    weights: list, # one array per core, in the order of the network
+    short: float,  # ‖x − TN‖² by equation (2), as `sweep` returns it
+    total: float,  # ‖x‖²
 ) -> float:
     "‖x − TN‖²: `short`, or the sum over the residual itself where (2) has lost more than half of its digits."
     if short > float(_precision(x).eps) ** 0.5 * total: return short
@@ -180,7 +183,7 @@ def squared_error(self: TensorNetwork,
 
 # %% ../../nbs/tensor/01_als.ipynb #cd1921f4
 def check_real(
-    x,               # array or tensor
+    x: ArrayLike,    # array or tensor
     name: str = "x", # of the argument
 ):
     "`InvalidArgument` for complex numbers, text, dates and durations, which a real model cannot mean."
@@ -189,7 +192,7 @@ def check_real(
 
 # %% ../../nbs/tensor/01_als.ipynb #89a506f6
 def check_tensor(
-    x,                       # array or tensor of tensorly's backend
+    x: ArrayLike,            # array or tensor of tensorly's backend
     name: str = "x",         # of the argument
     min_order: int = 1,      # fewest modes
     allow_nan: bool = False, # for completion: may it have gaps, marked by NaN or a mask?
@@ -222,7 +225,7 @@ def _check_kind(x, name: str, masked: bool):
 
 # %% ../../nbs/tensor/01_als.ipynb #90186e77
 def default_prox(
-    x, # array or tensor
+    x: ArrayLike, # array or tensor
 ) -> float:
     "Relative proximal weight for the precision of `x`: ε^(2/3), small beside data, large beside rounding."
     return float(_precision(x).eps) ** (2 / 3)
@@ -231,14 +234,14 @@ def default_prox(
 class TensorNetworkALS:
     "Fits any `TensorNetwork` to a tensor by alternating least squares, in the manner of tensorly's classes."
     def __init__(self,
-        net: TensorNetwork,        # the format, with its ranks
-        n_iter_max: int = 100,     # sweeps at most
-        tol: float = 1e-8,         # stop when the relative error falls by less; 0 never stops early
-        init: list | None = None,  # nodes to start from; None draws them
-        prox: float | None = None, # relative proximal weight; None: `default_prox`
-        random_state=None,         # seed or `numpy.random.RandomState`, for the start
-        callback=None,             # called with nodes and relative error after each sweep; True stops
-        verbose: bool = False,     # show a progress bar
+        net: TensorNetwork,                # the format, with its ranks
+        n_iter_max: int = 100,             # sweeps at most
+        tol: float = 1e-8,                 # stop when the relative error falls by less; 0 never stops early
+        init: list | None = None,          # nodes to start from; None draws them
+        prox: float | None = None,         # relative proximal weight; None: `default_prox`
+        random_state: int | np.random.RandomState | None = None, # seed or generator of the start
+        callback: Callable | None = None,  # called with nodes and relative error after each sweep; True stops
+        verbose: bool = False,             # show a progress bar
     ):
         whole("n_iter_max", n_iter_max, 1)
         between("tol", tol, least=0)
@@ -246,7 +249,9 @@ class TensorNetworkALS:
         self.random_state, self.callback, self.verbose = random_state, callback, verbose
 
 # %% ../../nbs/tensor/01_als.ipynb #e91bae96
-def safe_unit(x) -> float:
+def safe_unit(
+    x: ArrayLike, # any tensor of tensorly's backend
+) -> float:
     "1 for data of ordinary magnitude; else the power of two nearest to the largest magnitude in `x`."
     largest, info = float(tl.max(tl.abs(x))), _precision(x)
     if largest == 0 or float(info.tiny) ** 0.25 < largest < float(info.max) ** 0.25: return 1.0
@@ -285,7 +290,7 @@ def _fit_in_double(self: TensorNetworkALS, x, weights: list):
 # %% ../../nbs/tensor/01_als.ipynb #597133de
 @patch
 def fit(self: TensorNetworkALS,
-    x, # tensor of shape `net.shape`
+    x: ArrayLike, # tensor of shape `net.shape`
 ) -> TensorNetworkALS:
     "Fit to `x`; sets `weights_` (one array per node) and `errors_` (relative error after each sweep)."
     self._check(x)
@@ -338,6 +343,8 @@ def _has_settled(self: TensorNetworkALS) -> bool:
 
 # %% ../../nbs/tensor/01_als.ipynb #49a5f9a5
 @patch
-def fit_transform(self: TensorNetworkALS, x) -> list:
+def fit_transform(self: TensorNetworkALS,
+    x: ArrayLike, # as in `fit`
+) -> list:
     "Fit to `x` and return the nodes."
     return self.fit(x).weights_

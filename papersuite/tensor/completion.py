@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/tensor/completion.html.md"""
 __all__ = ['check_masked', 'TensorNetworkCompletion']
 
 # %% ../../nbs/tensor/03_completion.ipynb #d98f4015
+from collections.abc import Callable
 import math
 import numpy as np
 import tensorly as tl
@@ -15,12 +16,13 @@ from fastcore.basics import patch
 from ..core import check
 from .als import _solve, check_tensor, default_prox
 from .network import TensorNetwork, contract
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/tensor/03_completion.ipynb #8e5c55e4
 def check_masked(
-    x,    # floating point; anything where not observed
-    mask, # boolean, True = observed; None: NaN and masked entries are missing
-) -> tuple: # the tensor with zeros where nothing was observed, and the mask, a NumPy array
+    x: ArrayLike,           # floating point; anything where not observed
+    mask: ArrayLike | None, # boolean, True = observed; None: NaN and masked entries are missing
+) -> tuple:                 # the tensor with zeros where nothing was observed, and the mask, a NumPy array
     "What is to be completed. `TypeError` or `ValueError` for what cannot be."
     check_tensor(x, allow_nan=True)
     hidden = np.ma.getmask(x)
@@ -36,12 +38,12 @@ def check_masked(
 # %% ../../nbs/tensor/03_completion.ipynb #c212a67b
 @patch
 def pam_step(self: TensorNetwork,
-    x,          # data, zeros off the mask
-    mask,       # boolean, in the backend of `x`
-    y,          # completed tensor so far
-    weights,    # nodes so far
-    rho: float, # proximal weight ρ > 0
-) -> tuple:     # the new `y` and nodes
+    x: ArrayLike,    # data, zeros off the mask
+    mask: ArrayLike, # boolean, in the backend of `x`
+    y: ArrayLike,    # completed tensor so far
+    weights: list,   # nodes so far
+    rho: float,      # proximal weight ρ > 0
+) -> tuple:          # the new `y` and nodes
     "One iteration of PAM: sweep, then equation (2). After FCTN-TC, as arXiv 2403.10481 gives no algorithm."
     weights, _ = self.sweep(y, weights, rho, relative=False)
     weights = self.balance(weights)
@@ -50,11 +52,11 @@ def pam_step(self: TensorNetwork,
 # %% ../../nbs/tensor/03_completion.ipynb #411757d0
 @patch
 def masked_sweep(self: TensorNetwork,
-    values,        # (n,) observed entries
-    index,         # (n, N) their positions, NumPy integers
-    weights: list, # one array per node; not changed
-    prox: float,   # relative proximal weight
-) -> list:         # the new nodes
+    values: ArrayLike, # (n,) observed entries
+    index: ArrayLike,  # (n, N) their positions, NumPy integers
+    weights: list,     # one array per node; not changed
+    prox: float,       # relative proximal weight
+) -> list:             # the new nodes
     "One sweep of masked least squares (3) over all nodes; each node may hold at most one mode."
     weights = list(weights)
     for v, node in enumerate(self.nodes):
@@ -110,17 +112,17 @@ def _blocks(which: np.ndarray) -> list:
 class TensorNetworkCompletion:
     "Completes a tensor with any `TensorNetwork`, by PAM (1)-(2) or masked least squares (3)."
     def __init__(self,
-        net: TensorNetwork,       # the format, with its ranks
-        method: str = "pam",      # "pam" or "masked"
-        rho: float = 0.1,         # PAM: proximal weight, for data scaled to magnitude 1
-        n_iter_max: int = 1000,   # iterations at most
-        tol: float = 1e-5,        # stop when the completed tensor changes by less, relatively
-        growth: tuple = (),       # networks of smaller ranks to start with; the next when progress slows
-        init: list | None = None, # nodes of the first network to start from; None draws them
-        random_state=None,        # seed or `numpy.random.RandomState`, for the start
-        callback=None,            # called as callback(completed, relative_change); returning True stops
-        verbose: bool = False,    # show a progress bar
-        center: bool = False,     # take the mean of the observed entries out, and put it back at the end
+        net: TensorNetwork,            # the format, with its ranks
+        method: str = "pam",           # "pam" or "masked"
+        rho: float = 0.1,              # PAM: proximal weight, for data scaled to magnitude 1
+        n_iter_max: int = 1000,        # iterations at most
+        tol: float = 1e-5,             # stop when the completed tensor changes by less, relatively
+        growth: tuple = (),            # networks of smaller ranks to start with; the next when progress slows
+        init: list | None = None,      # nodes of the first network to start from; None draws them
+        random_state: int | np.random.RandomState | None = None, # seed or generator of the start
+        callback: Callable | None = None, # called with completed tensor and relative change; True stops
+        verbose: bool = False,         # show a progress bar
+        center: bool = False,          # take the mean of the observed entries out, and put it back at the end
     ):
         check.one_of("method", method, ("pam", "masked"))
         check.between("rho", rho, above=0)
@@ -151,9 +153,9 @@ def _beside(mask: np.ndarray, x):
 # %% ../../nbs/tensor/03_completion.ipynb #19ce9e6c
 @patch
 def fit_transform(self: TensorNetworkCompletion,
-    x,         # floating point, of shape `net.shape`
-    mask=None, # boolean, True = observed; None: NaN and masked entries are missing
-):             # the completed tensor, observed entries kept
+    x: ArrayLike,                  # floating point, of shape `net.shape`
+    mask: ArrayLike | None = None, # boolean, True = observed; None: NaN and masked entries are missing
+):                                 # the completed tensor, observed entries kept
     "Complete `x`. Sets `weights_` (of the centred tensor), `mean_` and `changes_` (relative, per iteration)."
     given, observed = check_masked(x, mask)
     if tuple(x.shape) != self.net.shape:

@@ -10,6 +10,7 @@ __all__ = ['relative_error', 'psnr', 'ssim', 'spectral_angle', 'random_mask']
 # %% ../../nbs/tensor/02_metrics.ipynb #46e6c559
 import numpy as np
 import tensorly as tl
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/tensor/02_metrics.ipynb #5e99d567
 def _pair(x, y):
@@ -22,7 +23,10 @@ def _pair(x, y):
     raise ValueError(f"the tensors have shapes {x.shape} and {y.shape}; they must be the same")
 
 # %% ../../nbs/tensor/02_metrics.ipynb #a0896d83
-def relative_error(x, estimate) -> float:
+def relative_error(
+    x: ArrayLike,        # the truth, any shape
+    estimate: ArrayLike, # of the same shape
+) -> float:
     "Relative error (1); `ValueError` for different shapes or a reference of zeros."
     x, estimate = _pair(x, estimate)
     norm = np.linalg.norm(x)
@@ -31,10 +35,10 @@ def relative_error(x, estimate) -> float:
 
 # %% ../../nbs/tensor/02_metrics.ipynb #ac673ceb
 def psnr(
-    x,                        # reference
-    estimate,                 # of the same shape
-    data_range: float = 1.0,  # largest less smallest possible value
-) -> float:                   # dB
+    x: ArrayLike,            # reference
+    estimate: ArrayLike,     # of the same shape
+    data_range: float = 1.0, # largest less smallest possible value
+) -> float:                  # dB
     "Peak signal to noise ratio over the whole tensor (scikit-image); infinite for equal tensors."
     from skimage.metrics import peak_signal_noise_ratio
     x, estimate = _pair(x, estimate)
@@ -42,10 +46,10 @@ def psnr(
         return float(peak_signal_noise_ratio(x, estimate, data_range=data_range))
 
 def ssim(
-    x,                        # reference
-    estimate,                 # of the same shape
-    data_range: float = 1.0,  # largest less smallest possible value
-) -> float:                   # at most 1
+    x: ArrayLike,            # reference
+    estimate: ArrayLike,     # of the same shape
+    data_range: float = 1.0, # largest less smallest possible value
+) -> float:                  # at most 1
     "Structural similarity, the mean over all slices of modes 1 and 2, which must be 7 or larger."
     from skimage.metrics import structural_similarity
     x, estimate = _pair(x, estimate)
@@ -55,8 +59,9 @@ def ssim(
 
 # %% ../../nbs/tensor/02_metrics.ipynb #1167a240
 def spectral_angle(
-    x, estimate,
-    axis: int = -1, # the mode that holds the spectrum
+    x: ArrayLike,        # the truth, (…, bands)
+    estimate: ArrayLike, # of the same shape
+    axis: int = -1,      # the mode that holds the spectrum
 ) -> float:
     "Mean spectral angle (2) in degrees; pixels where either spectrum is zero are left out."
     x, estimate = (np.moveaxis(a, axis, -1) for a in _pair(x, estimate))
@@ -66,10 +71,10 @@ def spectral_angle(
 
 # %% ../../nbs/tensor/02_metrics.ipynb #22de932c
 def random_mask(
-    shape: tuple,      # of the tensor
-    rate: float,       # observed share, in (0, 1]
-    random_state=None, # seed or `numpy.random.RandomState`
-) -> np.ndarray:       # boolean, True = observed
+    shape: tuple,                                  # of the tensor
+    rate: float,                                   # observed share, in (0, 1]
+    random_state: int | np.random.RandomState | None = None, # seed or `numpy.random.RandomState`
+) -> np.ndarray:                                   # boolean, True = observed
     "Exactly `round(rate * size)` entries observed, at random; `ValueError` unless that is one at least."
     size = int(np.prod(shape))
     if not 0 < rate <= 1 or round(rate * size) < 1:

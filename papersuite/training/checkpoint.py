@@ -28,10 +28,10 @@ from ..core.store import load_tensors, save_tensors, understood
 
 # %% ../../nbs/training/00_checkpoint.ipynb #96eec8c2
 def pack(
-    value,                        # tensors, numbers, text, None, and lists and dictionaries of them
-    tensors: dict[str, Tensor],   # is filled: name -> copy of a tensor on the CPU
-    name: str = "",               # the path that leads to `value`
-):                                # the same without tensors, as JSON can hold it
+    value: object,              # tensors, numbers, text, None, and lists and dictionaries of them
+    tensors: dict[str, Tensor], # is filled: name -> copy of a tensor on the CPU
+    name: str = "",             # the path that leads to `value`
+):                              # the same without tensors, as JSON can hold it
     "Take the tensors out of a nested value. `InvalidArgument` that names the place of anything else."
     if isinstance(value, Tensor): return {"tensor": _put(value, tensors, name)}
     if isinstance(value, dict): return {"entries": _pack_entries(value, tensors, name)}
@@ -58,7 +58,7 @@ def _pack_entries(value, tensors, name):
 
 # %% ../../nbs/training/00_checkpoint.ipynb #851c5b4c
 def unpack(
-    value,                      # what `pack` returned
+    value: object,              # what `pack` returned
     tensors: dict[str, Tensor], # what it took out
 ):                              # the nested value
     "Put the tensors back into a nested value."
@@ -71,7 +71,7 @@ def unpack(
 CHECKPOINT = "papersuite.checkpoint/1"
 
 def digest(
-    facts,                      # what `pack` returned
+    facts: object,              # what `pack` returned
     tensors: dict[str, Tensor], # what it took out
 ) -> str:                       # 64 hexadecimal digits
     "SHA-256 of facts and tensors together."
@@ -84,9 +84,9 @@ def digest(
 
 # %% ../../nbs/training/00_checkpoint.ipynb #59100d02
 def write_checkpoint(
-    path: str | Path,
-    content: dict, # of what `pack` takes
-) -> Path:         # of the file
+    path: str | Path, # that is written or replaced
+    content: dict,    # of what `pack` takes
+) -> Path:            # of the file
     "Write a checkpoint. `InvalidArgument` for content that it cannot hold, `OSError` if the disk refuses."
     tensors = {}
     facts = pack(content, tensors)
@@ -94,8 +94,8 @@ def write_checkpoint(
 
 # %% ../../nbs/training/00_checkpoint.ipynb #887bfd8e
 def read_checkpoint(
-    path: str | Path,
-) -> dict: # the content, tensors on the CPU
+    path: str | Path, # of one checkpoint
+) -> dict:            # the content, tensors on the CPU
     "Read a checkpoint. `FileNotFoundError`; `ValueError` in one sentence for a damaged file or another kind."
     stored = load_tensors(path, CHECKPOINT, finite=False)
     tensors = {name: tensor.clone() for name, tensor in stored.tensors.items()}
@@ -108,8 +108,8 @@ def read_checkpoint(
 KEPT = 2
 
 def list_checkpoints(
-    folder: str | Path,
-) -> dict[int, Path]: # number of steps -> file, the newest first; empty without any
+    folder: str | Path, # of a run
+) -> dict[int, Path]:   # number of steps -> file, the newest first; empty without any
     "The checkpoints of a folder."
     found = {}
     for path in Path(folder).glob("step-*"):
@@ -134,7 +134,7 @@ def save_step(
 
 # %% ../../nbs/training/00_checkpoint.ipynb #72f0fceb
 def read_last(
-    folder: str | Path,
+    folder: str | Path,            # of a run
     judge: Callable | None = None, # (content) -> None; raises `ValueError` for content that is no good
 ) -> tuple[Path, dict] | None:     # file and content; None if the folder has no checkpoint
     "The newest good checkpoint, with a warning for those passed over. `ValueError` if none of them is good."
@@ -153,8 +153,8 @@ def read_last(
 
 # %% ../../nbs/training/00_checkpoint.ipynb #b46927ba
 def fingerprint(
-    array,  # a tensor, or an array of NumPy
-) -> str:   # such as "float32 (2, 3) 5f3a…"
+    array: object, # a tensor, or an array of NumPy
+) -> str:          # such as "float32 (2, 3) 5f3a…"
     "Type, shape and the first half of the SHA-256 of an array."
     kind, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     if isinstance(array, Tensor):
@@ -164,9 +164,9 @@ def fingerprint(
 
 # %% ../../nbs/training/00_checkpoint.ipynb #2f509e8b
 def plain(
-    name: str, # of the value, for the error
-    value,     # numbers, text, None, paths, arrays, functions, dataclasses, and collections of them
-):             # the same as JSON can hold it, equal in every process
+    name: str,     # of the value, for the error
+    value: object, # numbers, text, None, paths, arrays, functions, dataclasses, and collections of them
+):                 # the same as JSON can hold it, equal in every process
     "A value by which a run can be recognised. `InvalidArgument` for an object that cannot be described."
     if isinstance(value, dict):
         return {str(key): plain(f"{name}[{key!r}]", entry) for key, entry in value.items()}

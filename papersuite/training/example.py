@@ -40,7 +40,10 @@ def line_data(settings: LineSettings) -> tuple: # (points, 3) inputs and (points
         noise = torch.randn(settings.points, 1, generator=generator)
     return x, x @ torch.tensor([[1.0], [-2.0], [0.5]]) + settings.noise * noise
 
-def line_task(settings: LineSettings, plan: TrainingPlan) -> Task:
+def line_task(
+    settings: LineSettings, # of the command line
+    plan: TrainingPlan,     # of the training
+) -> Task:
     "A linear model of the points, judged by its squared error."
     x, y = line_data(settings)
     def draw(number, generator):

@@ -51,16 +51,16 @@ def _check_fit(model, plan, folder, identity, loss, draw, validate, progress, on
 
 # %% ../../nbs/training/02_loop.ipynb #d0316bb0
 def fit(
-    model: nn.Module,   # trained in place; moved to the device of the plan, or that accelerate finds
-    loss: Callable,     # (model, batch, generator) -> tensor without axes
-    draw: Callable,     # (number, generator) -> batch, any nest of tensors; the number is b of equation (1)
-    plan: TrainingPlan,
+    model: nn.Module,     # trained in place; moved to the device of the plan, or that accelerate finds
+    loss: Callable,       # (model, batch, generator) -> tensor without axes
+    draw: Callable,       # (number, generator) -> batch, any nest of tensors; the number is b of equation (1)
+    plan: TrainingPlan,   # how it is trained
     validate: Callable | None = None, # (model) -> number, the less the better; the best weights are returned
     folder: str | Path | None = None, # for checkpoints; a run that it holds is gone on with; None: write none
-    identity: dict | None = None,     # what else tells this run from others: settings of the loss, the data
-    title: str | None = "training",   # of the progress bar; None: no bar
+    identity: dict | None = None, # what else tells this run from others: settings of the loss, the data
+    title: str | None = "training", # of the progress bar; None: no bar
     progress: Callable | None = None, # called with steps done and loss after each step, instead of the bar
-    on_save: Callable | None = None,  # called with model and steps done after each checkpoint, in one process
+    on_save: Callable | None = None, # called with model and steps done after each checkpoint, in one process
 ) -> Fit:
     """Minimise a loss; the model ends in evaluation mode.
 

@@ -68,9 +68,9 @@ class TrainingPlan:
 
 # %% ../../nbs/training/01_plan.ipynb #62e54653
 def rate_factor(
-    plan: TrainingPlan,
-    step: int,  # the number of steps that are done
-) -> float:     # what the learning rate is multiplied by
+    plan: TrainingPlan, # whose schedule is asked
+    step: int,          # the number of steps that are done
+) -> float:             # what the learning rate is multiplied by
     "The schedule, equation (1)."
     if step < plan.warmup: return step / plan.warmup
     if callable(plan.schedule): return plan.schedule(step)
@@ -90,7 +90,9 @@ class Average:
 
 @patch
 @torch.no_grad()
-def update(self: Average, weights: dict[str, Tensor]):
+def update(self: Average,
+    weights: dict[str, Tensor], # name -> a weight, of the names it began with
+):
     "Take in the weights after a step, equation (2)."
     decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
     for name, mean in self.weights.items(): mean.sub_(mean - weights[name], alpha=1 - decay)

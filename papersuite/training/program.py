@@ -38,13 +38,13 @@ from .plan import TrainingPlan
 @dataclass(frozen=True)
 class Task:
     "What a program trains."
-    model: nn.Module
-    loss: Callable                    # (model, batch, generator) -> tensor without axes
-    draw: Callable                    # (number, generator) -> batch
-    validate: Callable | None = None  # (model) -> number, the less the better
+    model: nn.Module                   # that is trained
+    loss: Callable                     # (model, batch, generator) -> tensor without axes
+    draw: Callable                     # (number, generator) -> batch
+    validate: Callable | None = None   # (model) -> number, the less the better
     identity: dict = field(default_factory=dict) # what settings and plan do not say, such as the data
-    finish: Callable | None = None    # (model, folder, fit) -> numbers for run.json, or None; in one process
-    on_save: Callable | None = None   # (model, folder, steps done) -> None; the same after each checkpoint
+    finish: Callable | None = None     # (model, folder, fit) -> numbers for run.json, or None; in one process
+    on_save: Callable | None = None    # (model, folder, steps done) -> None; the same after each checkpoint
 
 # %% ../../nbs/training/03_program.ipynb #d58871ed
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Command:
 KINDS = {int: "a whole number", float: "a number", bool: "yes or no", str: "text", Path: "a path"}
 
 def read_value(
-    name: str, # of the field, for the error
-    kind,      # its annotation
-    text: str, # what was typed
-):             # the value
+    name: str,    # of the field, for the error
+    kind: object, # its annotation
+    text: str,    # what was typed
+):                # the value
     "A value from text. `InvalidArgument` that says what is needed."
     inner, optional = _inner(kind)
     if optional and text.lower() == "none": return None

@@ -28,8 +28,8 @@ class Run:
     "A model, what it learns from, and the state of its training; `fit` makes and ends it."
     def __init__(self,
         model: nn.Module, loss: Callable, draw: Callable, # as `fit` takes them
-        plan: TrainingPlan,
-        validate: Callable | None,
+        plan: TrainingPlan,                            # how it is trained
+        validate: Callable | None,                     # as `fit` takes it
     ):
         self.loss, self.draw, self.plan, self.validate = loss, draw, plan, validate
         self.losses, self.validations, self.best, self.begun = [], [], None, 0
@@ -204,7 +204,9 @@ def content(self: Run, identity: dict) -> dict: # for a checkpoint
 
 # %% ../../nbs/training/01a_run.ipynb #31642419
 @patch
-def restore(self: Run, content: dict):
+def restore(self: Run,
+    content: dict, # of a checkpoint
+):
     "Take the state of a checkpoint."
     self.losses = content["losses"].tolist()
     self.begun = len(self.losses)
@@ -251,14 +253,19 @@ def _not_finite(weights):
 
 # %% ../../nbs/training/01a_run.ipynb #1a0bc8a7
 @patch
-def may_grow(self: Run, done: int) -> bool:
+def may_grow(self: Run,
+    done: int, # steps
+) -> bool:
     "May the number of steps change, after so many are done?"
     constant = self.plan.schedule == "constant" and not self.scheduler
     return constant and self.validate is None and self.plan.steps >= done
 
 # %% ../../nbs/training/01a_run.ipynb #65a52446
 @patch
-def resume(self: Run, folder: Path, identity: dict):
+def resume(self: Run,
+    folder: Path,   # of the checkpoints
+    identity: dict, # what `identity` returned
+):
     "Take the last good checkpoint, if there is any. `ValueError` for one of another run, or if none is good."
     found = read_last(folder, _judge)
     if found is None: return
@@ -272,7 +279,10 @@ def resume(self: Run, folder: Path, identity: dict):
 
 # %% ../../nbs/training/01a_run.ipynb #74eeb83d
 @patch
-def save(self: Run, folder: Path | None, identity: dict):
+def save(self: Run,
+    folder: Path | None, # of the checkpoints; None: nothing is written
+    identity: dict,      # what `identity` returned
+):
     "Write a checkpoint, from the main process. `ArithmeticError` for weights that are not finite."
     bad = _not_finite(self.weights)
     if bad: raise _diverged(f"weight {bad[0]}", len(self.losses) - 1, "not finite", self.plan)
@@ -282,7 +292,9 @@ def save(self: Run, folder: Path | None, identity: dict):
 
 # %% ../../nbs/training/01a_run.ipynb #838c1b9c
 @patch
-def tell(self: Run, on_save: Callable | None):
+def tell(self: Run,
+    on_save: Callable | None, # as `fit` takes it
+):
     "Call `on_save` with the model and the number of steps."
     if on_save is None: return
     if self.accelerator.is_main_process:
@@ -292,8 +304,11 @@ def tell(self: Run, on_save: Callable | None):
 # %% ../../nbs/training/01a_run.ipynb #a9804015
 @patch
 def go(self: Run,
-    folder: Path | None, identity: dict, title: str | None,
-    progress: Callable | None, on_save: Callable | None,
+    folder: Path | None,       # of the checkpoints; None: there are none
+    identity: dict,            # what `identity` returned
+    title: str | None,         # of the bar; None: no bar
+    progress: Callable | None, # as `fit` takes it
+    on_save: Callable | None,  # as `fit` takes it
 ):
     "All steps that are not done yet, with their validations and checkpoints."
     from tqdm import tqdm

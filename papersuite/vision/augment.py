@@ -15,9 +15,9 @@ from torch import Tensor
 
 # %% ../../nbs/vision/01_augment.ipynb #b6cb76dd
 def shift(
-    x: Tensor, # (n, channels, height, width)
-    generator: torch.Generator | None = None,
-) -> Tensor:   # (n, channels, height, width)
+    x: Tensor,                                # (n, channels, height, width)
+    generator: torch.Generator | None = None, # of the shifts
+) -> Tensor:                                  # (n, channels, height, width)
     "Each picture moved by up to an eighth of its side over black ground."
     n, _, height, width = x.shape
     margin, picture = max(height // 8, 1), torch.arange(n, device=x.device)[:, None, None]
@@ -30,9 +30,9 @@ def shift(
 
 # %% ../../nbs/vision/01_augment.ipynb #1661bba0
 def mirror(
-    x: Tensor, # (n, channels, height, width)
-    generator: torch.Generator | None = None,
-) -> Tensor:   # (n, channels, height, width)
+    x: Tensor,                                # (n, channels, height, width)
+    generator: torch.Generator | None = None, # of the coins that decide
+) -> Tensor:                                  # (n, channels, height, width)
     "Each picture as it is or mirrored, with equal chances."
     chosen = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
     return torch.where(chosen, x.flip(-1), x)
@@ -41,15 +41,17 @@ def mirror(
 AUGMENTATIONS = {"crop": shift, "flip": mirror}
 
 def augmented(
-    x: Tensor,         # (n, channels, height, width)
-    names: tuple = (), # of `AUGMENTATIONS`
-    generator: torch.Generator | None = None,
-) -> Tensor:           # (n, channels, height, width)
+    x: Tensor,                                # (n, channels, height, width)
+    names: tuple = (),                        # of `AUGMENTATIONS`
+    generator: torch.Generator | None = None, # of the augmentations
+) -> Tensor:                                  # (n, channels, height, width)
     "The pictures after all augmentations that are named."
     for name in check_augmentations(names): x = AUGMENTATIONS[name](x, generator)
     return x
 
-def check_augmentations(names) -> list: # in the order of the table
+def check_augmentations(
+    names: object, # in the order of the table
+) -> list:         # in the order of the table
     "Refuse what is no tuple of names of `AUGMENTATIONS`."
     if isinstance(names, str) or not set(names) <= set(AUGMENTATIONS):
         raise InvalidArgument("augment", names, f"a tuple of {', '.join(AUGMENTATIONS)}")

@@ -166,11 +166,11 @@ def config(self: FoldedUNet) -> FrozenDict:
 # %% ../../nbs/vision/02_networks.ipynb #e30b0703
 @patch
 def forward(self: FoldedUNet,
-    sample: Tensor,            # (n, channels, h, w)
-    timestep: Tensor | int,    # (n,) or one for all
-    class_labels=None,         # not used; there because `UNet2DModel` has it
-    return_dict: bool = True,  # False: a tuple, as diffusers' models give
-) -> UNet2DOutput | tuple:     # .sample (n, channels, h, w)
+    sample: Tensor,                     # (n, channels, h, w)
+    timestep: Tensor | int,             # (n,) or one for all
+    class_labels: Tensor | None = None, # not used; there because `UNet2DModel` has it
+    return_dict: bool = True,           # False: a tuple, as diffusers' models give
+) -> UNet2DOutput | tuple:              # .sample (n, channels, h, w)
     "Fold, run the UNet, unfold. `TypeError` or `ValueError` for images that do not fit."
     _check_batch(sample, self.config.channels, self.unit)
     fold = self.config.fold
