@@ -20,11 +20,10 @@ from .check import seed as check_seed
 SCALES = ("smoke", "laptop", "paper")
 
 def at_scale(
-    scale: str,     # one of `SCALES`
-    *,
-    smoke: object,  # the value for each scale, of any type
-    laptop: object, # the value for `laptop`
-    paper: object,  # the value for `paper`
+    scale: str,       # one of `SCALES`
+    *, smoke: object, # the value for each scale, of any type
+    laptop: object,   # the value for `laptop`
+    paper: object,    # the value for `paper`
 ):
     "The value that belongs to `scale`; raises `ValueError` for a scale that does not exist."
     check_scale(scale)

@@ -8,9 +8,11 @@ Docs: https://papersuite.github.io/papersuite/jrngc/estimator.html.md"""
 __all__ = ['COUNTS', 'CHOICES', 'JRNGC_FILE', 'NOT_FOR_SERIES', 'train_network', 'JRNGC', 'load_jrngc']
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #064f3155
+from collections.abc import Callable
 import numpy as np
 import torch
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import between, one_of, whole
 from ..core.evidence import one_standard_error
 from ..core.scales import pick_device, seeded
@@ -26,18 +28,18 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 
 # %% ../../nbs/jrngc/01_estimator.ipynb #d66281e5
 def train_network(
-    net: ResidualMLP,         # trained in place
-    x: torch.Tensor,          # (N, variables, lag) windows
-    y: torch.Tensor,          # (N, variables) targets, in the windows' units
-    penalty: str | None,      # a name of `PENALTIES`, or None
-    lam: float,               # λ, the weight of the penalty
-    n_iter: int,              # steps
-    learning_rate: float = 1e-3, # Adam's own default
-    n_projections: int | None = 1, # of the Frobenius penalty: one is unbiased and cheapest; None: exact
-    held_out: tuple | None = None, # windows and targets that are watched but not learned from
-    generator=None,           # of the projections; default: torch's own
-    progress=None,            # called with the number of steps done and the loss, after every step
-) -> list:                    # (step, held-out mean squared error) pairs; empty without held-out data
+    net: ResidualMLP,                    # trained in place
+    x: torch.Tensor,                     # (N, variables, lag) windows
+    y: torch.Tensor,                     # (N, variables) targets, in the windows' units
+    penalty: str | None,                 # a name of `PENALTIES`, or None
+    lam: float,                          # λ, the weight of the penalty
+    n_iter: int,                         # steps
+    learning_rate: float = 1e-3,         # Adam's own default
+    n_projections: int | None = 1,       # of the Frobenius penalty: one is unbiased and cheapest; None: exact
+    held_out: tuple | None = None,       # windows and targets that are watched but not learned from
+    generator: torch.Generator | None = None, # of the projections; default: torch's own
+    progress: Callable | None = None,    # called with the number of steps done and the loss, after every step
+) -> list:                               # (step, held-out mean squared error) pairs; empty without such data
     """Full-batch Adam on the loss of JRNGC (arXiv 2405.08779).
 
     With held-out data, whose error is taken every tenth step, the weights of its smallest error are kept.
@@ -63,24 +65,24 @@ def _loss(net, x, y, penalty, lam, n_projections, generator):
 class JRNGC(BaseEstimator):
     "Neural Granger causality with a Jacobian regularizer (arXiv 2405.08779), as a scikit-learn estimator."
     def __init__(self,
-        lag: int = 5,          # τ, values of the past
+        lag: int = 5,             # τ, values of the past
         penalty: str | None = "frobenius", # a name of `PENALTIES`, or None
-        lam=0.1,               # λ, or "cv": chosen by forecasts along time
+        lam: float | str = 0.1,   # λ, or "cv": chosen by forecasts along time
         hidden: int | None = None, # hidden units; default: 100, or the number of variables if that is more
-        layers: int = 3,       # residual blocks; 0 is a linear model
-        dropout: float = 0.2,  # share of hidden units left out at a training step, as in the official code
+        layers: int = 3,          # residual blocks; 0 is a linear model
+        dropout: float = 0.2,     # share of hidden units left out at a training step, as in the official code
         first_activation: str | None = None, # None, "relu" or "tanh"
         n_projections: int | None = 1, # of the Frobenius penalty; None: exact
-        standardize="global",  # "global", "trajectory" or False
+        standardize: str | bool = "global", # "global", "trajectory" or False
         max_gap: float | None = 1.5, # usual steps of its index; a frame is split at longer ones; None: never
-        n_iter: int = 300,     # training steps
+        n_iter: int = 300,        # training steps
         learning_rate: float = 1e-3, # of Adam
         early_stopping: bool = False, # keep the weights of the best forecast of the last part of time
         validation_fraction: float = 0.15, # that part
-        n_restarts: int = 1,   # networks; their graphs and forecasts are averaged
-        random_state=0,        # a seed, or a `RandomState`, as in scikit-learn
+        n_restarts: int = 1,      # networks; their graphs and forecasts are averaged
+        random_state: int | np.random.RandomState | None = 0, # a seed, or a `RandomState`, as in scikit-learn
         device: str | None = None, # default: a GPU if there is one
-        verbose: bool = False, # show a progress bar
+        verbose: bool = False,    # show a progress bar
     ):
         for name, value in list(locals().items()):
             if name not in ("self", "__class__"): setattr(self, name, value)
@@ -158,8 +160,8 @@ def _forget(self: JRNGC):
 
 @patch
 def fit(self: JRNGC,
-    X,      # (time, variables) array, or frame with times or numbers for index, or a list of trajectories
-    y=None, # ignored
+    X: ArrayLike,     # (time, variables) array or frame, by times or numbers, or a list of trajectories
+    y: object = None, # ignored
 ):
     """Learn the graph; sets `full_time_` (p, p, lag), `summary_` (p, p), `lam_`, `networks_`, `history_`.
 
@@ -244,8 +246,8 @@ def _fold_errors(self: JRNGC, x, y, lam: float, seed: int) -> list:
 # %% ../../nbs/jrngc/01_estimator.ipynb #c9f725e9
 @patch
 def predict(self: JRNGC,
-    X, # (time, variables) array or frame in the units of the data, or a list of them
-):     # (time − lag, variables) forecasts, or a list of them
+    X: ArrayLike, # (time, variables) array or frame in the units of the data, or a list of them
+):                # (time − lag, variables) forecasts, or a list of them
     """One-step forecasts in the units of the data, NaN where the past of a row has a gap.
 
     `ValueError` for other variables than in the fit, or too few time points."""
@@ -274,9 +276,9 @@ def _predict(self: JRNGC, a: np.ndarray) -> np.ndarray:
 
 @patch
 def score(self: JRNGC,
-    X,      # (time, variables) array or frame, or a list of trajectories
-    y=None, # ignored
-) -> float: # 1 at best; 0 for forecasts no better than the mean
+    X: ArrayLike,     # (time, variables) array or frame, or a list of trajectories
+    y: object = None, # ignored
+) -> float:           # 1 at best; 0 for forecasts no better than the mean
     """Mean over the variables of R² of the one-step forecasts.
 
     `ValueError` for other variables than in the fit, or too few time points."""
@@ -311,11 +313,11 @@ def _null_scores(self: JRNGC, X, n_surrogates: int) -> np.ndarray:
 # %% ../../nbs/jrngc/01_estimator.ipynb #12bbaf1f
 @patch
 def significance(self: JRNGC,
-    X,                       # what the model was fitted to
-    n_surrogates: int = 20,  # fits; below 1 / alpha a single edge cannot be declared
-    alpha: float = 0.05,     # of that method; no bound on the share of false edges in linked systems
-    method: str = "bh",      # "bh" or "by", of `scipy.stats.false_discovery_control`
-) -> np.ndarray:             # (p, p) bool, [effect, cause]
+    X: ArrayLike,           # what the model was fitted to
+    n_surrogates: int = 20, # fits; below 1 / alpha a single edge cannot be declared
+    alpha: float = 0.05,    # of that method; no bound on the share of false edges in linked systems
+    method: str = "bh",     # "bh" or "by", of `scipy.stats.false_discovery_control`
+) -> np.ndarray:            # (p, p) bool, [effect, cause]
     """Edges off the diagonal that beat time-shifted surrogates, which have no links.
 
     Sets `p_values_` and `edges_`. Where series are linked, the share of false edges can be several
@@ -338,7 +340,7 @@ def significance(self: JRNGC,
 # %% ../../nbs/jrngc/01_estimator.ipynb #b993edda
 @patch
 def plot(self: JRNGC,
-    axes=None, # `lag` axes to draw on; default: a new figure
+    axes: object = None, # `lag` axes to draw on; default: a new figure
 ):
     "Heat maps of the graph at every lag (effects in rows, causes in columns); returns the figure."
     import matplotlib.pyplot as plt

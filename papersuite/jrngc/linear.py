@@ -13,13 +13,14 @@ import contextlib
 import importlib
 import io
 import numpy as np
+from numpy.typing import ArrayLike
 from .model import lag_windows
 from .series import constant_columns, standardisation
 
 # %% ../../nbs/jrngc/04_linear.ipynb #9beb9304
 def standardised(
-    x,      # (time, variables), or a list of trajectories
-) -> list:  # (time, variables) arrays
+    x: ArrayLike, # (time, variables), or a list of trajectories
+) -> list:        # (time, variables) arrays
     """Trajectories in units of the standard deviation over all of them.
 
     `ValueError` for constant, missing or infinite values."""
@@ -30,9 +31,9 @@ def standardised(
     return [*map(standardisation(parts, "global"), parts)]
 
 def regression(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> tuple:   # (N, variables × lag) design, and (N, variables) targets
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> tuple:       # (N, variables × lag) design, and (N, variables) targets
     "Both sides of equation (1). Column j × lag + a − 1 of the design is variable j at lag a."
     windows, targets = lag_windows(standardised(x), lag)
     return windows.reshape(len(windows), -1), np.ascontiguousarray(targets)
@@ -48,9 +49,9 @@ def needed(
 
 # %% ../../nbs/jrngc/04_linear.ipynb #fed37b29
 def var_f_test(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, 1) F statistics
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, 1) F statistics
     """Granger's F-test in the full vector autoregression, by statsmodels.
 
     `ImportError` without it; `ValueError` for too few windows."""
@@ -71,9 +72,9 @@ def _least_squares(x, lag):
 
 # %% ../../nbs/jrngc/04_linear.ipynb #411491d5
 def var_t_values(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, lag)
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, lag)
     """Absolute t statistics of the vector autoregression, by statsmodels.
 
     `ImportError` without it; `ValueError` for too few windows."""
@@ -90,9 +91,9 @@ def _explained(windows: np.ndarray, target: np.ndarray) -> np.ndarray: # (p,)
 
 # %% ../../nbs/jrngc/04_linear.ipynb #36713713
 def pairwise_f_test(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, 1) F statistics
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, 1) F statistics
     "Granger's F-test of each pair of series by itself, equation (2). `ValueError` for too few windows."
     Z, Y = regression(x, lag)
     n, p = Y.shape
@@ -114,16 +115,18 @@ def _f_of_one_effect(Z, target, effect, lag):
     return F
 
 # %% ../../nbs/jrngc/04_linear.ipynb #cdbbc179
-def absolute_correlation(x) -> np.ndarray: # (p, p, 1), symmetric
+def absolute_correlation(
+    x: ArrayLike, # (p, p, 1), symmetric
+) -> np.ndarray:  # (p, p, 1), symmetric
     "Absolute correlations of the series at the same time, over all trajectories. They have no direction."
     z = np.concatenate(standardised(x))
     return np.abs(z.T @ z / len(z))[..., None]
 
 # %% ../../nbs/jrngc/04_linear.ipynb #a7094622
 def ridge_var(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, lag)
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, lag)
     "Absolute coefficients of a ridge vector autoregression, its penalty chosen along time."
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import TimeSeriesSplit
@@ -132,9 +135,9 @@ def ridge_var(
     return np.abs(fit.coef_).reshape(Y.shape[1], -1, lag)
 
 def lasso_var(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, lag)
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, lag)
     "Absolute coefficients of a Lasso regression per target, each penalty chosen along time."
     from sklearn.linear_model import LassoCV
     from sklearn.model_selection import TimeSeriesSplit
@@ -145,9 +148,9 @@ def lasso_var(
 
 # %% ../../nbs/jrngc/04_linear.ipynb #babd1467
 def var_lingam(
-    x,        # (time, variables), or a list of one trajectory
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, lag)
+    x: ArrayLike, # (time, variables), or a list of one trajectory
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, lag)
     """Absolute lagged coefficients of VARLiNGAM, by lingam.
 
     `ImportError` without it; `ValueError` for several trajectories, which it cannot take."""
@@ -158,9 +161,9 @@ def var_lingam(
 
 # %% ../../nbs/jrngc/04_linear.ipynb #b371fb71
 def pcmci_plus(
-    x,        # (time, variables), or a list of trajectories
-    lag: int, # values of the past
-) -> np.ndarray: # (p, p, lag)
+    x: ArrayLike, # (time, variables), or a list of trajectories
+    lag: int,     # values of the past
+) -> np.ndarray:  # (p, p, lag)
     "Absolute partial correlations of PCMCI+ (arXiv 2003.03685), by tigramite. `ImportError` without it."
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it could not import
         needed("tigramite")

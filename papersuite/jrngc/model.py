@@ -13,6 +13,7 @@ import torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import between, one_of, whole
 from ..kernels.mean_abs_product import mean_abs_product, sum_abs_product
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ from torch.nn.functional import linear
 
 # %% ../../nbs/jrngc/00_model.ipynb #042e8db7
 def lag_windows(
-    x,          # (time, variables), or a list of such trajectories
-    lag: int,   # τ, values of the past
-) -> tuple:     # (N, variables, lag) windows, [..., a − 1] is lag a; (N, variables) targets
+    x: ArrayLike, # (time, variables), or a list of such trajectories
+    lag: int,     # τ, values of the past
+) -> tuple:       # (N, variables, lag) windows, [..., a − 1] is lag a; (N, variables) targets
     "Windows and targets of one or several trajectories. `ValueError` for a trajectory without any window."
     trajectories = x if isinstance(x, (list, tuple)) else [x]
     pieces = []
@@ -201,10 +202,10 @@ def _frobenius_of_one_layer(CG, slope, n):
 # %% ../../nbs/jrngc/00_model.ipynb #68e1b60e
 @patch
 def projected_frobenius(self: ResidualMLP,
-    tape: tuple,            # of `trace`
-    n_projections: int = 1, # directions per window; one is unbiased, and what the official code takes
-    generator=None,         # of the directions; default: torch's own
-) -> Tensor:                # a number
+    tape: tuple,                    # of `trace`
+    n_projections: int = 1,         # directions per window; one is unbiased, and what the official code takes
+    generator: torch.Generator | None = None, # of the directions; default: torch's own
+) -> Tensor:                        # a number
     "The unbiased estimate of `frobenius` from random directions, equation (6)."
     n, weight = tape[:2]
     last, D = self.last.weight, self.n_variables

@@ -13,6 +13,7 @@ import torch
 from dataclasses import dataclass
 from fastcore.basics import patch
 from functools import partial
+from numpy.typing import ArrayLike
 from ..core.evidence import one_standard_error
 from .linear import standardised
 from .model import lag_windows
@@ -241,11 +242,11 @@ def _walk(net: nn.Module, x: Tensor, y: Tensor, n: int, lams: tuple, n_iter: int
 
 # %% ../../nbs/jrngc/05_neural.ipynb #0e35125c
 def fit_path(
-    net: nn.Module,       # a `CMLP`, `CLSTM` or `GVAR`
-    x,                    # (time, variables), or a list of trajectories
-    lag: int,             # values of the past
-    lams: tuple,          # from small to large
-    n_iter: int = 300,    # steps per λ; three times as many for the first
+    net: nn.Module,              # a `CMLP`, `CLSTM` or `GVAR`
+    x: ArrayLike,                # (time, variables), or a list of trajectories
+    lag: int,                    # values of the past
+    lams: tuple,                 # from small to large
+    n_iter: int = 300,           # steps per λ; three times as many for the first
     learning_rate: float = 0.05, # to begin with; halved while the path diverges
 ) -> GraphPath:
     """Train along the path and choose λ by forecasts of the last fifth of time.

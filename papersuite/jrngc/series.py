@@ -9,31 +9,34 @@ __all__ = ['several', 'is_frame', 'real_numbers', 'named', 'check_names', 'label
            'check_values', 'read_series', 'usable', 'Standardisation', 'standardisation', 'constant_columns']
 
 # %% ../../nbs/jrngc/00a_series.ipynb #7f3ed836
+from collections.abc import Iterable
 import numpy as np
 import reprlib
 import warnings
 from dataclasses import dataclass
+from numpy.typing import ArrayLike
 from ..core.check import other_kind
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, validate_data
 
 # %% ../../nbs/jrngc/00a_series.ipynb #8949ebcf
 def several(
-    X, # (time, variables) array or frame, or a list of trajectories
+    X: ArrayLike, # (time, variables) array or frame, or a list of trajectories
 ) -> bool:
     "Is X a list of trajectories?"
     return isinstance(X, (list, tuple)) and len(X) > 0 and np.ndim(X[0]) == 2
 
 def is_frame(
-    part, # anything
+    part: object, # anything
 ) -> bool:
     "Is this a pandas frame, with an index and columns?"
     return hasattr(part, "iloc") and hasattr(part, "columns")
 
 # %% ../../nbs/jrngc/00a_series.ipynb #299afd6e
 def real_numbers(
-    part,       # a frame or an array, (time, variables)
-    where: str, # what it is called in messages
-):              # the same table
+    part: object, # a frame or an array, (time, variables)
+    where: str,   # what it is called in messages
+):                # the same table
     "The same table, masked entries as NaN. `ValueError` for text, dates and complex numbers."
     table = part if is_frame(part) else np.asarray(part)
     for j in range(table.shape[1] if table.ndim == 2 else 0):
@@ -47,9 +50,9 @@ def real_numbers(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #a29c878f
 def named(
-    part,       # a frame or an array, (time, variables)
-    where: str, # what it is called in messages
-):              # the same table
+    part: object, # a frame or an array, (time, variables)
+    where: str,   # what it is called in messages
+):                # the same table
     "A frame whose columns are text; anything else as it is. `ValueError` for names equal or mixed up."
     if not is_frame(part): return part
     names, default = list(part.columns), list(range(part.shape[1]))
@@ -63,10 +66,10 @@ def named(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #ed52f25c
 def check_names(
-    estimator,   # keeps `n_features_in_` and `feature_names_in_`
-    part,        # a frame or an array, (time, variables)
-    where: str,  # what it is called in messages
-    reset: bool, # keep number and names, or compare with those that were kept?
+    estimator: BaseEstimator, # keeps `n_features_in_` and `feature_names_in_`
+    part: object,             # a frame or an array, (time, variables)
+    where: str,               # what it is called in messages
+    reset: bool,              # keep number and names, or compare with those that were kept?
 ):
     "Keep number and names of the variables in the estimator, or compare. `ValueError` for others."
     try: validate_data(estimator, part, reset=reset, skip_check_array=True)
@@ -78,8 +81,8 @@ def check_names(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #a166c544
 def label(
-    estimator, # with `feature_names_in_`, or without
-    columns,   # their numbers
+    estimator: BaseEstimator, # with `feature_names_in_`, or without
+    columns: Iterable,        # their numbers
 ) -> str:
     "Columns by name, or by number where there are no names."
     names = getattr(estimator, "feature_names_in_", None)
@@ -87,9 +90,9 @@ def label(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #bd44547b
 def moments(
-    index,       # of a pandas frame
-    where: str,  # what the frame is called in messages
-) -> np.ndarray: # (time,); in nanoseconds, working days, or the units of the index
+    index: object, # of a pandas frame
+    where: str,    # what the frame is called in messages
+) -> np.ndarray:   # (time,); in nanoseconds, working days, or the units of the index
     "The rows' places in time. `ValueError` for an index that is no time, has holes or repeats itself."
     import pandas as pd
     times = isinstance(index, (pd.DatetimeIndex, pd.PeriodIndex, pd.TimedeltaIndex))
@@ -130,7 +133,7 @@ def gaps(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #3c6dc2b5
 def tell_gaps(
-    index,            # in order of time
+    index: object,    # in order of time
     cuts: np.ndarray, # rows before which there is a gap, one at least
     where: str,       # what the series is called in messages
     lag: int,         # a piece must be longer to be of use
@@ -149,11 +152,11 @@ def tell_gaps(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #5c4b463a
 def in_time(
-    part,                 # a frame, or a table without an index
-    where: str,           # what it is called in messages
-    lag: int,             # a piece must be longer to be of use
+    part: object,          # a frame, or a table without an index
+    where: str,            # what it is called in messages
+    lag: int,              # a piece must be longer to be of use
     max_gap: float | None, # in usual steps of the index; None: no gaps are looked for
-) -> tuple:               # positions of the rows in order of time; rows before which the series is split
+) -> tuple:                # positions of the rows in order of time; rows before which the series is split
     "The order and the gaps of a frame's index; warns of both. `ValueError` for one without regular time."
     if not is_frame(part) or len(part) < 2: return np.arange(len(part)), []
     places = moments(part.index, where)
@@ -170,9 +173,9 @@ def in_time(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #4032e435
 def check_values(
-    estimator,         # with the setting `lag`
-    array: np.ndarray, # (time, variables)
-    where: str,        # what it is called in messages
+    estimator: BaseEstimator, # with the setting `lag`
+    array: np.ndarray,        # (time, variables)
+    where: str,               # what it is called in messages
 ):
     "`ValueError` for missing values, named by column, or too few time points."
     bad = np.flatnonzero(~np.isfinite(array).all(0))
@@ -185,10 +188,10 @@ def check_values(
 
 # %% ../../nbs/jrngc/00a_series.ipynb #321a0dd2
 def read_series(
-    estimator, # with settings `lag` and `max_gap`; keeps `n_features_in_` and `feature_names_in_`
-    X,         # (time, variables) array or frame, or a list of trajectories
-    fitting: bool, # keep the names, or compare them?
-) -> list:     # for each trajectory the list of its pieces, float arrays (time, variables)
+    estimator: BaseEstimator, # has `lag` and `max_gap`; keeps `n_features_in_` and `feature_names_in_`
+    X: ArrayLike,             # (time, variables) array or frame, or a list of trajectories
+    fitting: bool,            # keep the names, or compare them?
+) -> list:                    # for each trajectory the list of its pieces, float arrays (time, variables)
     "Series in order of time, split at gaps. `ValueError` or `TypeError` in a sentence."
     out = []
     for r, part in enumerate(X if several(X) else [X]):

@@ -11,6 +11,7 @@ __all__ = ['MaskedRingALS', 'MaskedCP', 'AdditiveMeans', 'AdditiveLogits']
 import numpy as np
 import torch
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import between, whole
 from ..kernels.ring_entries import ring_entries
 from ..kernels.row_gibbs import row_block_gibbs
@@ -22,12 +23,12 @@ from scipy.special import expit
 class MaskedRingALS:
     "Tensor ring fitted to the observed entries by alternating least squares (1); the best of several starts."
     def __init__(self,
-        rank=3,                 # int or one per bond
-        n_iter_max: int = 100,  # sweeps
-        tol: float = 1e-6,      # stop when the relative error of the fit changes by less
-        ridge: float = 1e-3,    # ρ for data scaled to unit variance
-        n_restarts: int = 1,    # random starts
-        random_state: int = 0,  # seed
+        rank: int | list = 3,  # int or one per bond
+        n_iter_max: int = 100, # sweeps
+        tol: float = 1e-6,     # stop when the relative error of the fit changes by less
+        ridge: float = 1e-3,   # ρ for data scaled to unit variance
+        n_restarts: int = 1,   # random starts
+        random_state: int = 0, # seed
     ):
         self.rank, self.random_state = rank, random_state
         self.n_iter_max = whole("n_iter_max", n_iter_max, least=1)
@@ -37,9 +38,9 @@ class MaskedRingALS:
 # %% ../../nbs/sbtr/09_baselines.ipynb #6547d105
 @patch
 def fit(self: MaskedRingALS,
-    indices,       # (n, D) integer positions
-    values,        # (n,)
-    *, shape=None, # sizes of the modes; default: the largest index of each
+    indices: ArrayLike,            # (n, D) integer positions
+    values: ArrayLike,             # (n,)
+    *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
 ):
     """Fit to observations; sets `cores_`, `ranks_`, `errors_` (relative, per sweep).
 
@@ -84,8 +85,8 @@ def _least_squares_sweep(ring: WeightedRing, data: Observations, ridge: float) -
 # %% ../../nbs/sbtr/09_baselines.ipynb #260979a7
 @patch
 def predict(self: MaskedRingALS,
-    indices,     # (n, D) positions
-) -> np.ndarray: # (n,)
+    indices: ArrayLike, # (n, D) positions
+) -> np.ndarray:        # (n,)
     "Entries of the fitted ring. `ValueError` before a fit."
     if not hasattr(self, "cores_"): raise ValueError("this MaskedRingALS is not fitted yet; call fit first")
     index = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
@@ -95,14 +96,18 @@ def predict(self: MaskedRingALS,
 class MaskedCP:
     "CP decomposition of the observed entries by tensorly's `parafac` with a mask."
     def __init__(self,
-        rank: int = 3,
-        n_iter_max: int = 300,
+        rank: int = 3,         # int, or one per bond
+        n_iter_max: int = 300, # sweeps at most
         random_state: int = 0, # seed of the start
     ):
         self.rank, self.n_iter_max = whole("rank", rank, 1), whole("n_iter_max", n_iter_max, 1)
         self.random_state = random_state
 
-    def fit(self, indices, values, *, shape=None):
+    def fit(self,
+        indices: ArrayLike,            # (n, D) integer positions
+        values: ArrayLike,             # (n,) observed entries
+        *, shape: tuple | None = None, # sizes of the modes; None: the largest index of each
+    ):
         "Fit to observations (n, D) and (n,); sets `tensor_`. `ValueError`/`TypeError` for bad input."
         from tensorly.decomposition import parafac
         import tensorly as tl
@@ -118,8 +123,8 @@ class MaskedCP:
 # %% ../../nbs/sbtr/09_baselines.ipynb #4cca122a
 @patch
 def predict(self: MaskedCP,
-    indices,     # (n, D) positions
-) -> np.ndarray: # (n,)
+    indices: ArrayLike, # (n, D) positions
+) -> np.ndarray:        # (n,)
     "Entries of the fitted tensor. `ValueError` before a fit."
     if not hasattr(self, "tensor_"): raise ValueError("this MaskedCP is not fitted yet; call fit first")
     return self.tensor_[tuple(np.asarray(indices).T)]
@@ -140,7 +145,11 @@ class AdditiveMeans:
         damp: float = 1.0, # root of the ridge on the effects
     ): self.damp = damp
 
-    def fit(self, indices, values, *, shape=None):
+    def fit(self,
+        indices: ArrayLike,            # (n, D) integer positions
+        values: ArrayLike,             # (n,) observed entries
+        *, shape: tuple | None = None, # sizes of the modes; None: the largest index of each
+    ):
         "Fit to (n, D) and (n,); sets `mean_` and `effects_`. `ValueError`/`TypeError` for bad input."
         from scipy.sparse import csr_array
         from scipy.sparse.linalg import lsqr
@@ -153,11 +162,15 @@ class AdditiveMeans:
         self.effects_ = _per_mode(lsqr(design, y.numpy() - self.mean_, damp=self.damp)[0], shape)
         return self
 
-    def predict(self, indices) -> np.ndarray:
-        "Mean plus effects, (n,). `ValueError` before a fit."
-        if not hasattr(self, "mean_"):
-            raise ValueError("these AdditiveMeans are not fitted yet; call fit first")
-        return self.mean_ + sum(e[i] for e, i in zip(self.effects_, np.asarray(indices).T))
+# %% ../../nbs/sbtr/09_baselines.ipynb #07ebd340
+@patch
+def predict(self: AdditiveMeans,
+    indices: ArrayLike, # (n, D) integer positions
+) -> np.ndarray:
+    "Mean plus effects, (n,). `ValueError` before a fit."
+    if not hasattr(self, "mean_"):
+        raise ValueError("these AdditiveMeans are not fitted yet; call fit first")
+    return self.mean_ + sum(e[i] for e, i in zip(self.effects_, np.asarray(indices).T))
 
 # %% ../../nbs/sbtr/09_baselines.ipynb #04e3b24d
 class AdditiveLogits:
@@ -166,7 +179,9 @@ class AdditiveLogits:
         ridge: float = 1.0, # ρ; a row with ones alone has no finite effect without it
     ): self.ridge = between("ridge", ridge, above=0)
 
-    def predict(self, indices) -> np.ndarray:
+    def predict(self,
+        indices: ArrayLike, # (n, D) integer positions
+    ) -> np.ndarray:
         "Probabilities of a one, (n,). `ValueError` before a fit."
         if not hasattr(self, "effects_"):
             raise ValueError("these AdditiveLogits are not fitted yet; call fit first")
@@ -185,9 +200,9 @@ def _penalised_loss(a: np.ndarray, columns: np.ndarray, y: np.ndarray, penalty: 
 # %% ../../nbs/sbtr/09_baselines.ipynb #40e3bd6e
 @patch
 def fit(self: AdditiveLogits,
-    indices,       # (n, D) integer positions
-    values,        # (n,) of 0 and 1
-    *, shape=None, # sizes of the modes; default: the largest index of each
+    indices: ArrayLike,            # (n, D) integer positions
+    values: ArrayLike,             # (n,) of 0 and 1
+    *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
 ):
     "Fit to observations; sets `intercept_` and `effects_`. `ValueError`/`TypeError` for bad input."
     from scipy.optimize import minimize

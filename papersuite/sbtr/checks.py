@@ -19,13 +19,13 @@ from torch import Tensor
 
 # %% ../../nbs/sbtr/06_checks.ipynb #ed8f97c8
 def direct_core(
-    ring: WeightedRing, d: int, # updated in place: core d
-    sub: Tensor,                # (rank_d, rank_{d-1}, n) sub-chain
-    data: Observations,
+    ring: WeightedRing, d: int,    # updated in place: core d
+    sub: Tensor,                   # (rank_d, rank_{d-1}, n) sub-chain
+    data: Observations,            # what was observed
     score: Tensor, weight: Tensor, # (n,) each, in the order of mode d
-    draws: Draws,
-    update: str = "scalar",     # there is no other
-) -> Tensor:                    # (n,) the new score
+    draws: Draws,                  # where everything random comes from
+    update: str = "scalar",        # there is no other
+) -> Tensor:                       # (n,) the new score
     "Core d without a cache, O(n R⁴) as in the official code; `sample_core` is measured against it."
     core, rows = ring.cores[d].clone(), data.rows[d]
     def entries(): return torch.einsum("rsn,srn->n", gathered(core * ring.weights[d], rows), sub)
@@ -74,12 +74,12 @@ def _fresh_data(ring: WeightedRing, index: Tensor, likelihood: str, draws: Draws
 
 # %% ../../nbs/sbtr/06_checks.ipynb #a4e6508b
 def geweke_scores(
-    likelihood: str,        # "gaussian" or "bernoulli"
-    update: str = "scalar", # of the sweep
-    n_sweeps: int = 4_000,
-    seed: int = 0,
+    likelihood: str,         # "gaussian" or "bernoulli"
+    update: str = "scalar",  # of the sweep
+    n_sweeps: int = 4_000,   # of the chain
+    seed: int = 0,           # of the chain and its data
     intercept: bool = False, # with a mean
-) -> dict:                  # quantity -> standard score against its prior mean
+) -> dict:                   # quantity -> standard score against its prior mean
     "Geweke's joint-distribution test: sweeps that alternate with fresh data must keep the prior's moments."
     draws, traces = Draws(torch.Generator().manual_seed(seed)), {}
     ring = sample_prior((2, 3, 2), 2, GEWEKE_PRIOR, draws.generator, intercept)

@@ -21,9 +21,9 @@ from torch import Tensor
 class Observations:
     "Checked observations, sorted once for every mode: `order`, `rows` and `offsets` have one entry per mode."
     def __init__(self,
-        index: Tensor,  # (n, D) int64
-        values: Tensor, # (n,)
-        shape: tuple,
+        index: Tensor,                # (n, D) int64
+        values: Tensor,               # (n,)
+        shape: tuple,                 # sizes of the modes
         likelihood: str = "gaussian", # or "bernoulli"
     ):
         self.index, self.values, self.shape, self.likelihood = index, values, tuple(shape), likelihood
@@ -42,7 +42,11 @@ def _offsets(column: Tensor, size: int) -> Tensor:
 LARGEST_LOGIT = 35.0 # beyond it a probability is 0 or 1 in double precision
 
 @patch
-def working(self: Observations, x: Tensor, noise_precision: float, draws: Draws) -> tuple:
+def working(self: Observations,
+    x: Tensor,              # (n,) entries of the ring
+    noise_precision: float, # of the Gaussian likelihood; None for truth values
+    draws: Draws,           # where everything random comes from
+) -> tuple:
     "Score and weight (n,) of (2) at the entries `x`; `noise_precision` is not used for binary data."
     if self.likelihood == "gaussian":
         return noise_precision * (self.values - x), torch.full_like(x, noise_precision)
@@ -51,7 +55,10 @@ def working(self: Observations, x: Tensor, noise_precision: float, draws: Draws)
     return self.values - 0.5 - omega * x, omega
 
 @patch
-def fitted(self: Observations, score: Tensor, weight: Tensor) -> Tensor:
+def fitted(self: Observations,
+    score: Tensor,  # (n,) derivative of the log-likelihood by the entries
+    weight: Tensor, # (n,) its curvature
+) -> Tensor:
     "The entries (n,) that belong to a score: equation (2) solved for x."
     if self.likelihood == "gaussian": return self.values - score / weight
     return (self.values - 0.5 - score) / weight
@@ -63,7 +70,9 @@ class Links:
     matrices: Tensor    # (p, q, S)
     rows: Tensor | None # (n,) which of the S matrices an observation has; None: each its own, S = n
 
-    def at(self, order=slice(None)) -> Tensor:
+    def at(self,
+        order: Tensor | slice = slice(None), # which observations; all of them by default
+    ) -> Tensor:
         "The matrices of all observations (p, q, n), or of those in `order`."
         if self.rows is None and isinstance(order, slice): return self.matrices[..., order]
         flat = self.matrices.flatten(0, 1)
@@ -87,7 +96,10 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     for q in range(1, a.shape[1]): out.addcmul_(a[:, q, None], b[q, None])
     return out
 
-def gathered(core: Tensor, rows: Tensor) -> Tensor:
+def gathered(
+    core: Tensor, # (size, R, R)
+    rows: Tensor, # (n,) of the core
+) -> Tensor:
     "The matrices `core[rows]` as (rank before, rank after, n)."
     return Links(core.permute(1, 2, 0).contiguous(), rows).at()
 
@@ -95,8 +107,8 @@ def gathered(core: Tensor, rows: Tensor) -> Tensor:
 class Walk:
     "The sub-chains (1), mode by mode: ask for `sub(d)`, update core and weights of mode d, `advance(d)`."
     def __init__(self,
-        ring: WeightedRing,
-        index: Tensor, # (n, D) positions of the observations
+        ring: WeightedRing, # whose entries are learned
+        index: Tensor,      # (n, D) positions of the observations
     ):
         self.ring, self.index, self.front = ring, index, None
         self.behind = [None] * len(ring.shape)
@@ -111,13 +123,18 @@ class Walk:
 
 # %% ../../nbs/sbtr/02_conditionals.ipynb #0e716119
 @patch
-def sub(self: Walk, d: int, order=slice(None)) -> Tensor:
+def sub(self: Walk,
+    d: int,                              # mode, from 0
+    order: Tensor | slice = slice(None), # which observations; all of them by default
+) -> Tensor:
     "Sub-chains (rank_d, rank_{d-1}, n) of mode d, for the observations in `order`."
     parts = [part for part in (self.behind[d], self.front) if part is not None]
     return (parts[0] if len(parts) == 1 else parts[0] @ parts[1]).at(order)
 
 @patch
-def advance(self: Walk, d: int):
+def advance(self: Walk,
+    d: int, # mode, from 0
+):
     "Take mode d, as it is now, into the product in front."
     link, self.behind[d] = self._link(d), None
     self.front = link if self.front is None else self.front @ link
@@ -149,14 +166,14 @@ def _joint(gram: Tensor, score: Tensor, current: Tensor, precision: Tensor, nois
 WEIGHT_UPDATES = {"scalar": _sequential, "block": _joint}
 
 def sample_weight(
-    ring: WeightedRing, d: int,  # updated in place: the weights of bond d
-    sub: Tensor,                 # (rank_d, rank_{d-1}, n) sub-chain Q
-    data: Observations,
+    ring: WeightedRing, d: int,    # updated in place: the weights of bond d
+    sub: Tensor,                   # (rank_d, rank_{d-1}, n) sub-chain Q
+    data: Observations,            # what was observed
     score: Tensor, weight: Tensor, # (n,) each, equation (2), in the order of mode d as `sub`
-    prior: Prior,
-    draws: Draws,                # or whatever stands in for it
-    update: str,                 # "scalar" or "block"
-) -> Tensor:                     # (n,) the new score
+    prior: Prior,                  # of multipliers, noise and mean
+    draws: Draws,                  # or whatever stands in for it
+    update: str,                   # "scalar" or "block"
+) -> Tensor:                       # (n,) the new score
     "Draw the weights of bond d from (3)."
     design = (sub * gathered(ring.cores[d], data.rows[d]).transpose(0, 1)).sum(1)
     gram, precision = (design * weight) @ design.T, prior.precision(ring.multipliers[d])
@@ -168,13 +185,13 @@ def sample_weight(
 CORE_UPDATES = {"scalar": row_gibbs, "block": row_block_gibbs}
 
 def sample_core(
-    ring: WeightedRing, d: int,  # updated in place: core d
-    sub: Tensor,                 # (rank_d, rank_{d-1}, n) sub-chain Q
-    data: Observations,
+    ring: WeightedRing, d: int,    # updated in place: core d
+    sub: Tensor,                   # (rank_d, rank_{d-1}, n) sub-chain Q
+    data: Observations,            # what was observed
     score: Tensor, weight: Tensor, # (n,) each, equation (2), in the order of mode d as `sub`
-    draws: Draws,                # or whatever stands in for it
-    update: str,                 # "scalar" or "block"
-) -> Tensor:                     # (n,) the new score
+    draws: Draws,                  # or whatever stands in for it
+    update: str,                   # "scalar" or "block"
+) -> Tensor:                       # (n,) the new score
     "Draw all rows of core d from (4)."
     core = ring.cores[d]
     rows = core.reshape(len(core), -1)
@@ -188,7 +205,7 @@ def sample_core(
 # %% ../../nbs/sbtr/02_conditionals.ipynb #12e1b311
 def sample_multipliers(
     ring: WeightedRing, d: int, # updated in place: the multipliers of bond d
-    prior: Prior,
+    prior: Prior,               # of multipliers, noise and mean
     draws: Draws,               # or whatever stands in for it
 ):
     "Draw the multipliers of bond d from their conditional."
@@ -196,7 +213,7 @@ def sample_multipliers(
 
 def sample_noise(
     residual: Tensor, # (n,)
-    prior: Prior,
+    prior: Prior,     # of multipliers, noise and mean
     draws: Draws,     # or whatever stands in for it
 ) -> float:
     "Draw the noise precision given the residuals."
@@ -206,7 +223,7 @@ def sample_noise(
 def sample_mean(
     ring: WeightedRing,            # updated in place: its mean
     score: Tensor, weight: Tensor, # (n,) each, equation (2)
-    prior: Prior,
+    prior: Prior,                  # of multipliers, noise and mean
     draws: Draws,                  # or whatever stands in for it
 ) -> Tensor:                       # (n,) the new score
     "Draw the mean from (5)."

@@ -9,6 +9,7 @@ __all__ = ['OBSERVED', 'CODE', 'Problem', 'ring_problem', 'check_share', 'bayes_
            'enron', 'stream', 'write_memmap']
 
 # %% ../../nbs/sbtr/18_data.ipynb #decb89ab
+from collections.abc import Iterable
 import numpy as np
 import torch
 from dataclasses import dataclass
@@ -22,25 +23,25 @@ from pathlib import Path
 @dataclass
 class Problem:
     "Observed entries to learn from, and hidden ones to be judged by."
-    shape: tuple
-    train_index: np.ndarray  # (n, D) int64
-    train_values: np.ndarray # (n,)
-    test_index: np.ndarray   # (m, D) int64
-    test_values: np.ndarray  # (m,): noise-free for simulated continuous data, else what was hidden
-    test_truth: np.ndarray | None = None  # (m,): true entry, or probability of a one; None for real data
-    noise_precision: float | None = None  # of the training values, where it is known
-    cores: list | None = None # of the true ring
+    shape: tuple                        # sizes of the modes
+    train_index: np.ndarray             # (n, D) int64
+    train_values: np.ndarray            # (n,)
+    test_index: np.ndarray              # (m, D) int64
+    test_values: np.ndarray             # (m,): noise-free for simulated continuous data, else what was hidden
+    test_truth: np.ndarray | None = None # (m,): true entry, or probability of a one; None for real data
+    noise_precision: float | None = None # of the training values, where it is known
+    cores: list | None = None           # of the true ring
 
 # %% ../../nbs/sbtr/18_data.ipynb #907588ec
 def ring_problem(
-    size: int | tuple = 10, # of every mode, or one per mode
-    order: int = 4,         # modes, where `size` is one number
-    rank: int | tuple = 3,  # of every bond, or one per bond
-    snr: float = 20.0,      # dB, equation (1)
-    missing: float = 0.3,   # share of the entries that is hidden, in (0, 1)
+    size: int | tuple = 10,       # of every mode, or one per mode
+    order: int = 4,               # modes, where `size` is one number
+    rank: int | tuple = 3,        # of every bond, or one per bond
+    snr: float = 20.0,            # dB, equation (1)
+    missing: float = 0.3,         # share of the entries that is hidden, in (0, 1)
     likelihood: str = "gaussian", # or "bernoulli"
-    logit_scale: float = 3.0, # standard deviation of x for binary data
-    random_state: int = 0,
+    logit_scale: float = 3.0,     # standard deviation of x for binary data
+    random_state: int = 0,        # seed
 ) -> Problem:
     "A simulated ring with hidden entries. `ValueError` for a share outside (0, 1) or another likelihood."
     check_share(missing)
@@ -69,7 +70,9 @@ def _coins(x: np.ndarray, snr: float, rng) -> tuple:
 
 OBSERVED = {"gaussian": _noisy, "bernoulli": _coins}
 
-def check_share(missing: float):
+def check_share(
+    missing: float, # share of the entries
+):
     "`ValueError` for a share of hidden entries that is not in (0, 1)."
     if not 0 < missing < 1: raise ValueError(f"missing is {missing}; it must lie between 0 and 1")
 
@@ -93,9 +96,9 @@ def bayes_optimal_auc(
 
 # %% ../../nbs/sbtr/18_data.ipynb #0cb2decd
 def masked_problem(
-    x: np.ndarray,        # a tensor; NaN where nothing is known
-    missing: float = 0.9, # share of the known entries that is hidden, in (0, 1)
-    random_state: int = 0,
+    x: np.ndarray,         # a tensor; NaN where nothing is known
+    missing: float = 0.9,  # share of the known entries that is hidden, in (0, 1)
+    random_state: int = 0, # seed
 ) -> Problem:
     "A real tensor with a random part hidden. `ValueError` for a share outside (0, 1)."
     check_share(missing)
@@ -137,8 +140,8 @@ def stream(
     cores: list,            # of the true ring
     n: int,                 # observations in all
     batch: int,             # observations at a time
-    noise_precision: float,
-    random_state: int = 0,
+    noise_precision: float, # of the readings
+    random_state: int = 0,  # seed
 ):
     "Generator of (index (batch, D) int64, values (batch,)) tensors at random positions."
     draw, cores = torch.Generator().manual_seed(random_state), [torch.as_tensor(core) for core in cores]
@@ -150,11 +153,11 @@ def stream(
 
 # %% ../../nbs/sbtr/18_data.ipynb #cb0abc7d
 def write_memmap(
-    folder: str | Path,
-    batches,    # iterable of (indices, values)
-    n: int,     # observations in all
-    order: int, # modes
-) -> tuple:     # both files, memory-mapped
+    folder: str | Path, # of the two files
+    batches: Iterable,  # iterable of (indices, values)
+    n: int,             # observations in all
+    order: int,         # modes
+) -> tuple:             # both files, memory-mapped
     """Write a stream to `index.npy` and `values.npy`, which appear when both are whole.
 
     `ValueError` for a stream that has more or fewer than `n` observations."""

@@ -10,6 +10,7 @@ __all__ = ['z_score', 'convergence_table']
 # %% ../../nbs/sbtr/05_diagnostics.ipynb #54e3d22d
 import math, warnings
 import numpy as np
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/sbtr/05_diagnostics.ipynb #9de21840
 def _arviz():
@@ -20,8 +21,8 @@ def _arviz():
     return arviz
 
 def z_score(
-    trace,       # (n,) draws of one chain
-    mean: float, # what their mean should be
+    trace: ArrayLike, # (n,) draws of one chain
+    mean: float,      # what their mean should be
 ) -> float:
     "How many standard errors the mean of an autocorrelated trace lies from `mean`."
     trace = np.asarray(trace, dtype=float)

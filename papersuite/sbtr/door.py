@@ -19,10 +19,10 @@ from .online_estimator import OnlineTensorRing
 INFERENCES = {kind.inference: kind for kind in (GibbsTensorRing, EMTensorRing, OnlineTensorRing)}
 
 def BayesianTensorRing(
-    rank=2,                       # int or one per bond
+    rank: int | list = 2,         # int or one per bond
     likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
     inference: str = "gibbs",     # "gibbs", "em" or "online_em"
-    **settings,                   # of `GibbsTensorRing`, `EMTensorRing` or `OnlineTensorRing`
+    **settings: object,           # of `GibbsTensorRing`, `EMTensorRing` or `OnlineTensorRing`
 ) -> RingEstimator:
     """The estimator of an algorithm (arXiv 2412.03321).
 

@@ -8,10 +8,12 @@ Docs: https://papersuite.github.io/papersuite/sbtr/em.html.md"""
 __all__ = ['Means', 'run_em', 'RingModule', 'surrogate', 'OnlineEM', 'minibatches']
 
 # %% ../../nbs/sbtr/07_em.ipynb #791ecf58
+from collections.abc import Callable
 import math
 import numpy as np
 import torch
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import one_of
 from ..kernels.polya_gamma import polya_gamma_mean
 from ..kernels.ring_entries import ring_entries
@@ -24,28 +26,36 @@ from torch import Tensor
 # %% ../../nbs/sbtr/07_em.ipynb #ac9cdacc
 class Means:
     "Stands in for `Draws` and returns the mean of every law."
-    def normal(self, *size, like: Tensor) -> Tensor:
+    def normal(self,
+        *size: int,   # of the draw
+        like: Tensor, # whose type and device it has
+    ) -> Tensor:
         "Zeros: the mean of standard normals, of the dtype and device of `like`."
         return torch.zeros(*size, dtype=like.dtype, device=like.device)
 
-    def polya_gamma(self, x: Tensor) -> Tensor:
+    def polya_gamma(self,
+        x: Tensor, # (n,) entries of the ring
+    ) -> Tensor:
         "Means of PG(1, x)."
         return polya_gamma_mean(x)
 
-    def of(self, prior, *given):
+    def of(self,
+        prior: object,  # that has `expected`
+        *given: object, # what the prior's methods take
+    ):
         "The mean of the unknown that `prior` governs, given what its `expected` asks for."
         return prior.expected(*given)
 
 # %% ../../nbs/sbtr/07_em.ipynb #ccee0bbb
 def run_em(
-    ring: WeightedRing,        # the start; updated in place
-    data: Observations,
-    prior: Prior = RingPrior(),
-    n_iter: int = 200,         # sweeps at most
-    tol: float = 1e-6,         # stop when the log-likelihood changes by less, relatively
-    update: str = "block",     # "scalar" or "block"
-    progress=None,             # called after each sweep with (ring, log likelihood)
-) -> dict:                     # traces: log_likelihood, noise_precision, ranks
+    ring: WeightedRing,               # the start; updated in place
+    data: Observations,               # what was observed
+    prior: Prior = RingPrior(),       # of multipliers, noise and mean
+    n_iter: int = 200,                # sweeps at most
+    tol: float = 1e-6,                # stop when the log-likelihood changes by less, relatively
+    update: str = "block",            # "scalar" or "block"
+    progress: Callable | None = None, # called after each sweep with (ring, log likelihood)
+) -> dict:                            # traces: log_likelihood, noise_precision, ranks
     "Batch EM: Gibbs sweeps with every draw replaced by its mean."
     run, before = GibbsChain(), None
     for _ in range(n_iter):
@@ -61,7 +71,7 @@ def run_em(
 class RingModule(torch.nn.Module):
     "A weighted ring with trainable cores, weights and, if it has one, mean."
     def __init__(self,
-        ring: WeightedRing,
+        ring: WeightedRing,           # whose entries are learned
         mean_precision: float = 0.01, # of the prior of the mean
     ):
         super().__init__()
@@ -71,7 +81,10 @@ class RingModule(torch.nn.Module):
         mean = None if ring.mean is None else ring.cores[0].new_tensor(ring.mean)
         self.mean = None if mean is None else torch.nn.Parameter(mean)
 
-    def forward(self, index: Tensor, precisions: list) -> tuple:
+    def forward(self,
+        index: Tensor,    # (n, D) positions
+        precisions: list, # of the weights of every bond, (rank,) each
+    ) -> tuple:
         "Entries at `index`, and the penalty of (1) before division by N, for weight precisions τ."
         entries = ring_entries([core * weight for core, weight in zip(self.cores, self.weights)], index)
         of_cores = sum(core.square().sum() for core in self.cores)
@@ -81,7 +94,11 @@ class RingModule(torch.nn.Module):
         return entries + self.mean, (penalty + self.mean_precision * self.mean.square()) / 2
 
 # %% ../../nbs/sbtr/07_em.ipynb #7c4e7f28
-def surrogate(x: Tensor, values: Tensor, noise_precision: float | None) -> Tensor:
+def surrogate(
+    x: Tensor,                     # (B,) entries of the ring
+    values: Tensor,                # (B,) observed
+    noise_precision: float | None, # of the Gaussian likelihood; None for truth values
+) -> Tensor:
     "The terms ℓ of (1); a noise precision of None means binary values, with ω at its expectation."
     if noise_precision is not None: return noise_precision / 2 * (values - x).square()
     omega = polya_gamma_mean(x.detach())
@@ -91,17 +108,17 @@ def surrogate(x: Tensor, values: Tensor, noise_precision: float | None) -> Tenso
 class OnlineEM:
     "Online EM for a weighted tensor ring: call `step` with one batch after another (arXiv 2412.03321)."
     def __init__(self,
-        ring: WeightedRing,         # the start, on the device to work on
-        n_total: int,               # observations in the whole data set, N
-        likelihood: str = "gaussian", # or "bernoulli"
-        prior: Prior = RingPrior(),
-        m_step: str = "gradient",   # "gradient" (Adam) or "statistics" (2)
-        learning_rate: float = 1e-2, # of Adam
-        forgetting: float = 0.7,    # κ in γ_t = (t₀ + t)^-κ, in (1/2, 1]
-        delay: float = 0.0,         # t₀ ≥ 0
-        learn_multipliers: bool = True,
-        learn_noise: bool = True,
-        accelerator=None,           # `accelerate.Accelerator` for several processes
+        ring: WeightedRing,                # the start, on the device to work on
+        n_total: int,                      # observations in the whole data set, N
+        likelihood: str = "gaussian",      # or "bernoulli"
+        prior: Prior = RingPrior(),        # of multipliers, noise and mean
+        m_step: str = "gradient",          # "gradient" (Adam) or "statistics" (2)
+        learning_rate: float = 1e-2,       # of Adam
+        forgetting: float = 0.7,           # κ in γ_t = (t₀ + t)^-κ, in (1/2, 1]
+        delay: float = 0.0,                # t₀ ≥ 0
+        learn_multipliers: bool = True,    # at their expectation after each step, or left as they are?
+        learn_noise: bool = True,          # at its expectation after each step, or left as it is?
+        accelerator: object | None = None, # `accelerate.Accelerator` for several processes
     ):
         _check_run(n_total, m_step, learning_rate, forgetting, delay)
         self.n_total, self.likelihood, self.prior, self.m_step = n_total, likelihood, prior, m_step
@@ -301,7 +318,10 @@ def facts(self: OnlineEM) -> dict:
 
 # %% ../../nbs/sbtr/07_em.ipynb #0bd7d9ae
 @patch
-def load(self: OnlineEM, tensors: dict, facts: dict):
+def load(self: OnlineEM,
+    tensors: dict, # of `state`
+    facts: dict,   # of `facts`
+):
     "Put back what `state` and `facts` gave."
     for name, value in facts.items(): setattr(self, name, value)
     modes, ring = range(len(self.multipliers)), self.ring
@@ -335,13 +355,13 @@ def _saved_statistics(tensors: dict, order: int) -> list | None:
 
 # %% ../../nbs/sbtr/07_em.ipynb #d1f59647
 def minibatches(
-    indices,           # (n, D) array, tensor or memory-mapped array
-    values,            # (n,)
-    batch_size: int = 512,
-    n_epochs: int = 1,
-    seed: int = 0,
+    indices: ArrayLike,    # (n, D) array, tensor or memory-mapped array
+    values: ArrayLike,     # (n,)
+    batch_size: int = 512, # rows of a batch
+    n_epochs: int = 1,     # passes over the data
+    seed: int = 0,         # of the order
     share: tuple = (0, 1), # (process, processes): each process reads its own blocks
-    pool: int = 64,    # blocks that are shuffled together
+    pool: int = 64,        # blocks that are shuffled together
 ):
     """Batches (index int64, values float64) as tensors on the CPU, each observation once an epoch.
 

@@ -20,17 +20,18 @@ class EMTensorRing(RingEstimator):
     inference = "em"
 
     def __init__(self,
-        rank=2,                       # int or one per bond
-        likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
-        prior: Prior = RingPrior(),   # hyper-parameters, or another entry of `PRIORS`
-        n_iter: int = 200,            # sweeps at most
-        init: str | None = None,      # "uniform" or "normal", see `initial_ring`; None: normal
+        rank: int | list = 2,           # int or one per bond
+        likelihood: str = "gaussian",   # or "bernoulli" for values 0 and 1
+        prior: Prior = RingPrior(),     # hyper-parameters, or another entry of `PRIORS`
+        n_iter: int = 200,              # sweeps at most
+        init: str | None = None,        # "uniform" or "normal", see `initial_ring`; None: normal
         init_size: float | None = None, # spread of the first entries; None: that of `initial_ring`
-        random_state: int = 0,        # seed
-        device: str | None = None,    # None: a GPU if there is one
-        verbose: bool = False,        # show a progress bar
-        intercept: bool = True,       # a mean in the model, learnt with the ring; False: the paper's model
-    ): self._take(locals())
+        random_state: int = 0,          # seed
+        device: str | None = None,      # None: a GPU if there is one
+        verbose: bool = False,          # show a progress bar
+        intercept: bool = True,         # a mean in the model, learnt with the ring; False: the paper's model
+    ):
+        self._take(locals())
 
 # %% ../../nbs/sbtr/13_em_estimator.ipynb #0668bc13
 @patch

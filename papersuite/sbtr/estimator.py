@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from dataclasses import dataclass
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import between, one_of, whole
 from ..core.scales import pick_device
 from .conditionals import Observations
@@ -67,10 +68,10 @@ def _rules(self: RingEstimator) -> RankAdaptation:
 # %% ../../nbs/sbtr/10_estimator.ipynb #45c91a1b
 @patch
 def fit(self: RingEstimator,
-    indices,      # (n, D) integer positions; or, without `values`, a dense tensor
-    values=None,  # (n,) values
-    *, shape=None, # sizes of the modes; default: the largest index of each
-    mask=None,    # for a dense tensor: True where observed; default: where it is neither NaN nor masked
+    indices: ArrayLike,            # (n, D) integer positions; or, without `values`, a dense tensor
+    values: ArrayLike = None,      # (n,) values
+    *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
+    mask: ArrayLike | None = None, # of a dense tensor, True where observed; None: no NaN, nothing masked
 ):
     """Fit and return the estimator. `ValueError`/`TypeError` for bad input.
 
@@ -115,12 +116,17 @@ def _check_mapped(indices, values, shape, likelihood: str) -> tuple:
 @dataclass
 class Moments:
     "Running moments (1) of the values that have been seen."
-    count: int = 0
-    mean: float = 0.0
-    variance: float = 0.0
-    largest: float = 0.0 # magnitude
+    count: int = 0        # values so far
+    mean: float = 0.0     # of the values
+    variance: float = 0.0 # of the values
+    largest: float = 0.0  # magnitude
 
-    def add(self, count: int, mean: float, variance: float, largest: float):
+    def add(self,
+        count: int,      # values of the batch
+        mean: float,     # of the batch
+        variance: float, # of the batch
+        largest: float,  # magnitude in the batch
+    ):
         "Take in a batch with these moments."
         total, away = self.count + count, mean - self.mean
         if not self.count: self.mean, self.variance = mean, variance
@@ -132,7 +138,9 @@ class Moments:
 
 # %% ../../nbs/sbtr/10_estimator.ipynb #77d78801
 @patch
-def spread(self: Moments, centred: bool) -> float:
+def spread(self: Moments,
+    centred: bool, # is the mean taken out?
+) -> float:
     "Standard deviation; for constant data their rounding if `centred`, else their size."
     deviation, rounding = math.sqrt(self.variance), np.finfo(float).eps * self.largest
     if deviation > 16 * rounding: return deviation

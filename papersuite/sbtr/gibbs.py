@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/sbtr/gibbs.html.md"""
 __all__ = ['START_SIZES', 'gibbs_sweep', 'initial_ring', 'GibbsChain', 'total_log_likelihood', 'run_gibbs']
 
 # %% ../../nbs/sbtr/04_gibbs.ipynb #b527f04a
+from collections.abc import Callable
 import math
 import torch
 from dataclasses import dataclass, field
@@ -21,13 +22,13 @@ from torch import Tensor
 
 # %% ../../nbs/sbtr/04_gibbs.ipynb #84c3b1a7
 def gibbs_sweep(
-    ring: WeightedRing,     # updated in place
-    data: Observations,
-    prior: Prior,
-    draws: Draws,           # or `Means` of the EM algorithm
-    update: str = "scalar", # "scalar" or "block"
-    core_step=sample_core,  # how a core is drawn
-) -> Tensor:                # (n,) the entries after the sweep
+    ring: WeightedRing,                # updated in place
+    data: Observations,                # what was observed
+    prior: Prior,                      # of multipliers, noise and mean
+    draws: Draws,                      # or `Means` of the EM algorithm
+    update: str = "scalar",            # "scalar" or "block"
+    core_step: Callable = sample_core, # how a core is drawn
+) -> Tensor:                           # (n,) the entries after the sweep
     "One sweep over all unknowns (arXiv 2412.03321, exact conditionals), O(D n R³)."
     walk = Walk(ring, data.index)
     score, weight = data.working(ring.entries(data.index), ring.noise_precision, draws)
@@ -46,13 +47,13 @@ def gibbs_sweep(
 START_SIZES = {"uniform": 0.2, "normal": 1.0}
 
 def initial_ring(
-    shape: tuple,
-    rank,            # int, or one per bond
-    generator: torch.Generator,
-    init: str = "uniform", # "uniform" on [0, size], or "normal" with variance size² / rank
-    size: float | None = None, # default 0.2 for uniform, 1 for normal
-    noise_precision: float = 1.0,
-) -> WeightedRing:   # float64, on the device of the generator
+    shape: tuple,                 # sizes of the modes
+    rank: int | list,             # int, or one per bond
+    generator: torch.Generator,   # of the draw, on the device of the ring
+    init: str = "uniform",        # "uniform" on [0, size], or "normal" with variance size² / rank
+    size: float | None = None,    # default 0.2 for uniform, 1 for normal
+    noise_precision: float = 1.0, # to begin with
+) -> WeightedRing:                # float64, on the device of the generator
     "A start for sampler or EM: weights and multipliers one. `ValueError` for another `init` or a bad rank."
     ranks = check_rank(rank, len(shape))
     size = size or START_SIZES[one_of("init", init, START_SIZES)]
@@ -64,13 +65,18 @@ def initial_ring(
     return WeightedRing(cores, weights, multipliers, noise_precision)
 
 # %% ../../nbs/sbtr/04_gibbs.ipynb #a8ce3878
+def _no_sweeps(): return {name: [] for name in ("log_likelihood", "noise_precision", "ranks")}
+
 @dataclass
 class GibbsChain:
     "What a run leaves: thinned rings after burn-in, and a trace of every sweep."
-    samples: list = field(default_factory=list)  # of WeightedRing
-    trace: dict = field(default_factory=lambda: {"log_likelihood": [], "noise_precision": [], "ranks": []})
+    samples: list = field(default_factory=list)     # of WeightedRing
+    trace: dict = field(default_factory=_no_sweeps) # numbers of each sweep, by name
 
-    def note(self, ring: WeightedRing, fit: float):
+    def note(self,
+        ring: WeightedRing, # after a sweep
+        fit: float,         # its log-likelihood
+    ):
         "Write log-likelihood, noise precision and ranks of a sweep into the trace."
         self.trace["log_likelihood"].append(fit)
         self.trace["noise_precision"].append(ring.noise_precision)
@@ -78,9 +84,9 @@ class GibbsChain:
 
 # %% ../../nbs/sbtr/04_gibbs.ipynb #7a65b388
 def total_log_likelihood(
-    ring: WeightedRing,
+    ring: WeightedRing, # whose entries are learned
     x: Tensor,          # (n,) its entries at the observations
-    data: Observations,
+    data: Observations, # what was observed
 ) -> float:
     "Log-likelihood of all observations."
     noise = ring.noise_precision if data.likelihood == "gaussian" else None
@@ -88,16 +94,16 @@ def total_log_likelihood(
 
 # %% ../../nbs/sbtr/04_gibbs.ipynb #bbe5d0c0
 def run_gibbs(
-    ring: WeightedRing,        # the start; updated in place
-    data: Observations,
-    prior: Prior,
-    draws: Draws,
-    n_burn_in: int = 1500,     # sweeps before a ring is kept
-    n_samples: int = 100,      # rings kept
-    thin: int = 5,             # sweeps between two of them
-    update: str = "scalar",    # or "block"
-    adaptation: RankAdaptation = RankAdaptation(),
-    progress=None,             # called after each sweep with (ring, log likelihood)
+    ring: WeightedRing,                            # the start; updated in place
+    data: Observations,                            # what was observed
+    prior: Prior,                                  # of multipliers, noise and mean
+    draws: Draws,                                  # where everything random comes from
+    n_burn_in: int = 1500,                         # sweeps before a ring is kept
+    n_samples: int = 100,                          # rings kept
+    thin: int = 5,                                 # sweeps between two of them
+    update: str = "scalar",                        # or "block"
+    adaptation: RankAdaptation = RankAdaptation(), # when ranks change; None: never
+    progress: Callable | None = None,              # called after each sweep with (ring, log likelihood)
 ) -> GibbsChain:
     "A Gibbs chain; ranks adapt during burn-in only."
     run = GibbsChain()

@@ -11,12 +11,14 @@ __all__ = ['GibbsTensorRing']
 import numpy as np
 import torch
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.scales import spawn_seeds
 from .diagnostics import convergence_table
 from .estimator import RingEstimator
 from .gibbs import GibbsChain, run_gibbs
 from .prior import Draws, Prior, RingPrior
 from .ranks import effective_ranks
+from .ranks import RankAdaptation
 
 # %% ../../nbs/sbtr/12_gibbs_estimator.ipynb #0e088e91
 class GibbsTensorRing(RingEstimator):
@@ -24,24 +26,25 @@ class GibbsTensorRing(RingEstimator):
     inference, has_posterior, first_ring = "gibbs", True, "uniform"
 
     def __init__(self,
-        rank=2,                       # where adaptation starts, or fixed: int or one per bond
-        likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
-        prior: Prior = RingPrior(),   # hyper-parameters, or another entry of `PRIORS`
-        n_burn_in: int = 1500,        # sweeps before a ring is kept
-        n_samples: int = 100,         # rings kept per chain
-        thin: int = 5,                # sweeps from one kept ring to the next
-        n_chains: int = 1,            # chains, each with a seed of its own
-        combine: str = "all",         # predict from all chains, or from the "best" by likelihood
-        adaptation="grow",            # "grow" (and truncate), "truncate", "none", or a RankAdaptation
-        update: str = "scalar",       # what is drawn at once: an entry, or the "block" of an index value
-        init: str | None = None,      # "uniform" or "normal", see `initial_ring`; None: uniform
-        init_size: float | None = None, # spread of the first entries; None: that of `initial_ring`
-        random_state: int = 0,        # seed
-        n_jobs: int = 1,              # processes for the chains (joblib)
-        device: str | None = None,    # None: a GPU if there is one
-        verbose: bool = False,        # show a progress bar
-        intercept: bool = True,       # a mean in the model, learnt with the ring; False: the paper's model
-    ): self._take(locals())
+        rank: int | list = 2,            # where adaptation starts, or fixed: int or one per bond
+        likelihood: str = "gaussian",    # or "bernoulli" for values 0 and 1
+        prior: Prior = RingPrior(),      # hyper-parameters, or another entry of `PRIORS`
+        n_burn_in: int = 1500,           # sweeps before a ring is kept
+        n_samples: int = 100,            # rings kept per chain
+        thin: int = 5,                   # sweeps from one kept ring to the next
+        n_chains: int = 1,               # chains, each with a seed of its own
+        combine: str = "all",            # predict from all chains, or from the "best" by likelihood
+        adaptation: RankAdaptation | str = "grow", # "grow" (and truncate), "truncate", "none", or an object
+        update: str = "scalar",          # what is drawn at once: an entry, or the "block" of an index value
+        init: str | None = None,         # "uniform" or "normal", see `initial_ring`; None: uniform
+        init_size: float | None = None,  # spread of the first entries; None: that of `initial_ring`
+        random_state: int = 0,           # seed
+        n_jobs: int = 1,                 # processes for the chains (joblib)
+        device: str | None = None,       # None: a GPU if there is one
+        verbose: bool = False,           # show a progress bar
+        intercept: bool = True,          # a mean in the model, learnt with the ring; False: the paper's model
+    ):
+        self._take(locals())
 
 # %% ../../nbs/sbtr/12_gibbs_estimator.ipynb #0e6a0910
 @patch
@@ -71,7 +74,7 @@ def _fit(self: GibbsTensorRing, index: torch.Tensor, values: torch.Tensor):
 # %% ../../nbs/sbtr/12_gibbs_estimator.ipynb #a877253f
 @patch
 def diagnostics(self: GibbsTensorRing,
-    indices=None,   # (k, D) entries whose predictions are compared; default: 20 random ones
+    indices: ArrayLike = None, # (k, D) entries whose predictions are compared; default: 20 random ones
 ):
     "Convergence of the chains (ArviZ) as a pandas `DataFrame`."
     self._check_fitted()

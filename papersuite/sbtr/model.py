@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import unmasked, whole
 from ..kernels.ring_entries import ring_entries
 from .prior import Draws, Prior, RingPrior
@@ -33,15 +34,22 @@ class WeightedRing:
     mean: float | None = None    # μ, added to every entry; None for the paper's model, which has none
 
     @property
-    def shape(self) -> tuple: return tuple(len(core) for core in self.cores)
+    def shape(self) -> tuple:
+        "Sizes of the modes."
+        return tuple(len(core) for core in self.cores)
+
     @property
-    def ranks(self) -> tuple: return tuple(len(weight) for weight in self.weights)
+    def ranks(self) -> tuple:
+        "Of the bonds, that behind the first core first."
+        return tuple(len(weight) for weight in self.weights)
 
     def weighted(self) -> list:
         "Cores with the weight of the bond behind them multiplied in: a plain tensor ring."
         return [core * weight for core, weight in zip(self.cores, self.weights)]
 
-    def entries(self, index: Tensor) -> Tensor:
+    def entries(self,
+        index: Tensor, # (n, D) positions
+    ) -> Tensor:
         "Values of (1) at `index` (n, D), plus the mean if there is one; no tensor is formed."
         x = ring_entries(self.weighted(), index)
         return x if self.mean is None else x + self.mean
@@ -70,9 +78,9 @@ def n_parameters(self: WeightedRing) -> int:
 
 # %% ../../nbs/sbtr/00_model.ipynb #dacc62e4
 def check_rank(
-    rank,       # an int, or a sequence of `order` ints
-    order: int, # of the tensor
-) -> list[int]: # one per bond
+    rank: int | list, # an int, or a sequence of `order` ints
+    order: int,       # of the tensor
+) -> list[int]:       # one per bond
     "One rank per bond; `ValueError` or `TypeError` for anything below 1 or no whole number."
     if isinstance(rank, str) or not hasattr(rank, "__len__"): return [whole("rank", rank, least=1)] * order
     if len(rank) == order: return [whole(f"rank of bond {d}", r, least=1) for d, r in enumerate(rank)]
@@ -80,12 +88,12 @@ def check_rank(
 
 # %% ../../nbs/sbtr/00_model.ipynb #66793e8a
 def sample_prior(
-    shape: tuple,
-    rank,               # int, or one per bond
-    prior: Prior = RingPrior(),
+    shape: tuple,                             # sizes of the modes
+    rank: int | list,                         # int, or one per bond
+    prior: Prior = RingPrior(),               # of multipliers, noise and mean
     generator: torch.Generator | None = None, # None: PyTorch's own, on the CPU
-    intercept: bool = False, # with a mean
-) -> WeightedRing:      # float64, on the device of the generator
+    intercept: bool = False,                  # with a mean
+) -> WeightedRing:                            # float64, on the device of the generator
     "A ring drawn from (2), or from another prior. `ValueError` or `TypeError` for a bad rank."
     ranks, draws = check_rank(rank, len(shape)), Draws(generator or torch.default_generator)
     like = torch.empty(0, dtype=torch.float64, device=draws.generator.device)
@@ -97,18 +105,22 @@ def sample_prior(
     return WeightedRing(cores, weights, multipliers, noise_precision, mean)
 
 # %% ../../nbs/sbtr/00_model.ipynb #8c74f334
-def log_likelihood(x: Tensor, values: Tensor, noise_precision: float | None) -> Tensor:
+def log_likelihood(
+    x: Tensor,                     # (n,) entries of the ring
+    values: Tensor,                # (n,) observed
+    noise_precision: float | None, # of the Gaussian likelihood; None for truth values
+) -> Tensor:
     "Log probability of each value given the entries `x`; a noise precision of None means binary values."
     if noise_precision is None: return values * x - torch.nn.functional.softplus(x)
     return 0.5 * math.log(noise_precision / (2 * math.pi)) - noise_precision / 2 * (values - x).square()
 
 # %% ../../nbs/sbtr/00_model.ipynb #6b518854
 def log_joint(
-    ring: WeightedRing,
-    index: Tensor,      # (n, D)
-    values: Tensor,     # (n,)
+    ring: WeightedRing,           # whose entries are learned
+    index: Tensor,                # (n, D)
+    values: Tensor,               # (n,)
     likelihood: str = "gaussian", # or "bernoulli"
-    prior: Prior = RingPrior(),
+    prior: Prior = RingPrior(),   # of multipliers, noise and mean
 ) -> float:
     "Logarithm of likelihood × prior (2), normalised."
     gaussian = likelihood == "gaussian"
@@ -122,8 +134,8 @@ def log_joint(
 
 # %% ../../nbs/sbtr/00_model.ipynb #32188205
 def refuse_masked(
-    array,     # array or tensor
-    name: str, # of the argument
+    array: object, # array or tensor
+    name: str,     # of the argument
 ):
     "`InvalidArgument` for a masked array with masked entries, which would count with their fill value."
     kept = f"keep = ~np.ma.getmaskarray({name}), then indices[keep] and values[keep]"
@@ -131,12 +143,12 @@ def refuse_masked(
 
 # %% ../../nbs/sbtr/00_model.ipynb #b969ac6e
 def check_observations(
-    indices,            # (n, D) integers
-    values,             # (n,) numbers
-    shape=None,         # sizes of the modes; None takes the largest index of each
+    indices: ArrayLike,           # (n, D) integers
+    values: ArrayLike,            # (n,) numbers
+    shape: tuple | None = None,   # sizes of the modes; None takes the largest index of each
     likelihood: str = "gaussian", # or "bernoulli": values 0 and 1
-    duplicates: bool = True, # look for repeated positions (sorts once)
-) -> tuple:             # indices (int64), values (float64) as tensors on the CPU, shape
+    duplicates: bool = True,      # look for repeated positions (sorts once)
+) -> tuple:                       # indices (int64), values (float64) as tensors on the CPU, shape
     "Checked observations; `ValueError` or `TypeError` that says what is wrong."
     if likelihood not in ("gaussian", "bernoulli"):
         raise ValueError(f"likelihood is {likelihood!r}; it must be gaussian or bernoulli")
@@ -196,7 +208,7 @@ def _check_unique(index: np.ndarray, shape: tuple):
 # %% ../../nbs/sbtr/00_model.ipynb #0b586a96
 def warn_empty_rows(
     index: Tensor, # (n, D)
-    shape: tuple,
+    shape: tuple,  # sizes of the modes
 ):
     "A `UserWarning` for index values that no observation has: their matrices keep the prior."
     missing = [size - len(index[:, d].unique()) for d, size in enumerate(shape)]
@@ -217,9 +229,9 @@ def _dense(tensor) -> np.ndarray:
 
 # %% ../../nbs/sbtr/00_model.ipynb #8be8c8f1
 def observed_entries(
-    tensor,    # array, masked array or tensor
-    mask=None, # True where observed; None takes what is neither NaN nor masked
-) -> tuple:    # positions (n, D) and values (n,) as tensors, and the shape
+    tensor: ArrayLike,             # array, masked array or tensor
+    mask: ArrayLike | None = None, # True where observed; None takes what is neither NaN nor masked
+) -> tuple:                        # positions (n, D) and values (n,) as tensors, and the shape
     "The observed entries of a dense tensor. `ValueError` for a matrix of whole numbers without a mask."
     kind = str(getattr(tensor, "dtype", np.asarray(tensor).dtype)).removeprefix("torch.")
     if mask is None and kind.startswith(("int", "uint")) and np.ndim(tensor) == 2:

@@ -8,8 +8,10 @@ Docs: https://papersuite.github.io/papersuite/sbtr/online_estimator.html.md"""
 __all__ = ['OnlineTensorRing']
 
 # %% ../../nbs/sbtr/14_online_estimator.ipynb #9f75f281
+from collections.abc import Iterable
 import torch
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from .em import OnlineEM, minibatches
 from .estimator import Moments, RingEstimator
 from .model import check_observations, check_rank
@@ -21,23 +23,24 @@ class OnlineTensorRing(RingEstimator):
     inference, reads_pieces = "online_em", True
 
     def __init__(self,
-        rank=2,                       # int or one per bond
-        likelihood: str = "gaussian", # or "bernoulli" for values 0 and 1
-        prior: Prior = RingPrior(),   # hyper-parameters, or another entry of `PRIORS`
-        n_epochs: int = 50,           # passes over the data
-        batch_size: int = 512,        # observations per step
-        m_step: str = "gradient",     # by Adam, or "statistics"
-        learning_rate: float = 1e-2,  # of Adam
-        learn_multipliers: bool = True, # with `learn_noise` False: as the official code
-        learn_noise: bool = True,     # follow the noise of the data
-        init: str | None = None,      # "uniform" or "normal", see `initial_ring`; None: normal
-        init_size: float | None = None, # spread of the first entries; None: that of `initial_ring`
-        random_state: int = 0,        # seed
-        device: str | None = None,    # None: a GPU if there is one
-        accelerator=None,             # an `accelerate.Accelerator`, for several processes
-        verbose: bool = False,        # show a progress bar
-        intercept: bool = True,       # a mean in the model, learnt with the ring; False: the paper's model
-    ): self._take(locals())
+        rank: int | list = 2,            # int or one per bond
+        likelihood: str = "gaussian",    # or "bernoulli" for values 0 and 1
+        prior: Prior = RingPrior(),      # hyper-parameters, or another entry of `PRIORS`
+        n_epochs: int = 50,              # passes over the data
+        batch_size: int = 512,           # observations per step
+        m_step: str = "gradient",        # by Adam, or "statistics"
+        learning_rate: float = 1e-2,     # of Adam
+        learn_multipliers: bool = True,  # with `learn_noise` False: as the official code
+        learn_noise: bool = True,        # follow the noise of the data
+        init: str | None = None,         # "uniform" or "normal", see `initial_ring`; None: normal
+        init_size: float | None = None,  # spread of the first entries; None: that of `initial_ring`
+        random_state: int = 0,           # seed
+        device: str | None = None,       # None: a GPU if there is one
+        accelerator: object | None = None, # an `accelerate.Accelerator`, for several processes
+        verbose: bool = False,           # show a progress bar
+        intercept: bool = True,          # a mean in the model, learnt with the ring; False: the paper's model
+    ):
+        self._take(locals())
 
 # %% ../../nbs/sbtr/14_online_estimator.ipynb #cf2a942a
 @patch
@@ -76,9 +79,9 @@ def _fit(self: OnlineTensorRing, indices, values):
 # %% ../../nbs/sbtr/14_online_estimator.ipynb #2f4d22dd
 @patch
 def partial_fit(self: OnlineTensorRing,
-    indices, values,   # one batch: (B, D) positions and (B,) values
-    *, shape=None,     # needed in the first call
-    n_total: int | None = None, # observations in all; default: those seen so far
+    indices: ArrayLike, values: ArrayLike, # one batch: (B, D) positions and (B,) values
+    *, shape: tuple | None = None,         # needed in the first call
+    n_total: int | None = None,            # observations in all; default: those seen so far
 ):
     "One step of online EM; the first call starts afresh. `ValueError` or `TypeError` for a bad batch."
     self._check_settings()
@@ -100,8 +103,8 @@ def partial_fit(self: OnlineTensorRing,
 # %% ../../nbs/sbtr/14_online_estimator.ipynb #3338451e
 @patch
 def fit_stream(self: OnlineTensorRing,
-    batches,           # iterable of (indices, values); consumed once, one batch held at a time
-    shape: tuple,
+    batches: Iterable, # iterable of (indices, values); consumed once, one batch held at a time
+    shape: tuple,      # sizes of the modes
     n_total: int,      # observations in the whole stream
 ):
     "Online EM over batches from a generator, a data loader or the like. `ValueError` if there are none."

@@ -11,6 +11,7 @@ __all__ = ['mixture_quantile']
 import numpy as np
 import torch
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import between
 from .estimator import RingEstimator
 from .model import refuse_masked
@@ -45,9 +46,9 @@ def _entries(self: RingEstimator, index: torch.Tensor, rings: list) -> torch.Ten
 # %% ../../nbs/sbtr/11_prediction.ipynb #3da218d3
 @patch
 def sample_posterior(self: RingEstimator,
-    indices,      # (n, D) positions
+    indices: ArrayLike,         # (n, D) positions
     n_draws: int | None = None, # default: all kept rings; else this many of them, evenly spaced
-) -> np.ndarray:  # (draws, n) entries x in units of the data, or probabilities
+) -> np.ndarray:                # (draws, n) entries x in units of the data, or probabilities
     """Posterior draws of the noise-free entries (of the probabilities for binary data).
 
     `ValueError` for an EM fit, which has no posterior, for more draws than rings, and for bad positions."""
@@ -69,8 +70,8 @@ def _spaced(self: RingEstimator, n_draws: int | None) -> list:
 # %% ../../nbs/sbtr/11_prediction.ipynb #330e6f65
 @patch
 def predict(self: RingEstimator,
-    indices,      # (n, D) positions
-) -> np.ndarray:  # (n,)
+    indices: ArrayLike, # (n, D) positions
+) -> np.ndarray:        # (n,)
     """Posterior mean of the entries, or of the probabilities for binary data.
 
     After EM those of its one ring. `ValueError` or `TypeError` before a fit and for bad positions."""
@@ -103,10 +104,10 @@ def mixture_quantile(
 # %% ../../nbs/sbtr/11_prediction.ipynb #e3088341
 @patch
 def predict_interval(self: RingEstimator,
-    indices,          # (n, D) positions
+    indices: ArrayLike,  # (n, D) positions
     level: float = 0.95, # probability inside
     noise: bool = True,  # for a new observation; False: for the noise-free entry
-) -> np.ndarray:      # (n, 2) lower and upper end
+) -> np.ndarray:         # (n, 2) lower and upper end
     """Equal-tailed posterior interval, by (1). For binary data it is always that of the probability.
 
     After EM only the noise is known, and `noise=False` (or binary data) is a `ValueError`."""
@@ -122,8 +123,8 @@ def predict_interval(self: RingEstimator,
 # %% ../../nbs/sbtr/11_prediction.ipynb #5200cef4
 @patch
 def score(self: RingEstimator,
-    indices, # (n, D) positions
-    values,  # (n,) what was observed there
+    indices: ArrayLike, # (n, D) positions
+    values: ArrayLike,  # (n,) what was observed there
 ) -> float:
     "Coefficient of determination of `predict`; for binary data the accuracy."
     from sklearn.metrics import accuracy_score, r2_score

@@ -20,53 +20,88 @@ from torch.distributions import Gamma, Normal
 # %% ../../nbs/sbtr/01_prior.ipynb #c0f7142c
 class Draws:
     "Random draws from one `torch.Generator`, whose device decides where everything lives."
-    def __init__(self, generator: torch.Generator): self.generator = generator
+    def __init__(self,
+        generator: torch.Generator, # that everything is drawn from
+    ):
+        self.generator = generator
 
-    def normal(self, *size, like: Tensor) -> Tensor:
+    def normal(self,
+        *size: int,   # of the draw
+        like: Tensor, # whose type and device it has
+    ) -> Tensor:
         "Standard normals of the dtype and device of `like`."
         return torch.randn(*size, generator=self.generator, dtype=like.dtype, device=like.device)
 
-    def gamma(self, shape: Tensor | float) -> Tensor:
-        "Draws from Ga(shape, rate 1), float64, one per shape; divide by a rate to have another."
-        shape = torch.as_tensor(shape, dtype=torch.float64, device=self.generator.device)
-        return torch._standard_gamma(shape, generator=self.generator)
+# %% ../../nbs/sbtr/01_prior.ipynb #cd49c235
+@patch
+def gamma(self: Draws,
+    shape: Tensor | float, # of the distribution
+) -> Tensor:
+    "Draws from Ga(shape, rate 1), float64, one per shape; divide by a rate to have another."
+    shape = torch.as_tensor(shape, dtype=torch.float64, device=self.generator.device)
+    return torch._standard_gamma(shape, generator=self.generator)
 
-    def polya_gamma(self, x: Tensor) -> Tensor:
-        "Draws from PG(1, x)."
-        return polya_gamma(x, self.generator)
+@patch
+def polya_gamma(self: Draws,
+    x: Tensor, # (n,) entries of the ring
+) -> Tensor:
+    "Draws from PG(1, x)."
+    return polya_gamma(x, self.generator)
 
-    def of(self, prior, *given):
-        "A draw of the unknown that `prior` governs, given what its `sample_conditional` asks for."
-        return prior.sample_conditional(*given, self)
+@patch
+def of(self: Draws,
+    prior: object,  # that has `sample_conditional`
+    *given: object, # what the prior's methods take
+):
+    "A draw of the unknown that `prior` governs, given what its `sample_conditional` asks for."
+    return prior.sample_conditional(*given, self)
 
 # %% ../../nbs/sbtr/01_prior.ipynb #1e1a4180
 @dataclass(frozen=True)
 class GammaPrior:
     "Prior Ga(shape, rate) of the precision of normal values."
-    shape: float
-    rate: float
+    shape: float # of the gamma distribution
+    rate: float  # of the gamma distribution
 
-    def conditional(self, count, squares) -> tuple:
+    def conditional(self,
+        count: float,   # observations
+        squares: float, # sum of their squared residuals
+    ) -> tuple:
         "Shape and rate of (1), given the number of values and the sum of their squares (numbers or tensors)."
         return self.shape + count / 2, self.rate + squares / 2
 
-    def sample_conditional(self, count: int, squares: float, draws: Draws) -> float:
+    def sample_conditional(self,
+        count: int,     # observations
+        squares: float, # sum of their squared residuals
+        draws: Draws,   # where everything random comes from
+    ) -> float:
         "A precision drawn from (1)."
         shape, rate = self.conditional(count, squares)
         return float(draws.gamma(shape)) / rate
 
-    def expected(self, count, squares):
-        "The mean of (1)."
-        shape, rate = self.conditional(count, squares)
-        return shape / rate
+# %% ../../nbs/sbtr/01_prior.ipynb #a6642f88
+@patch
+def expected(self: GammaPrior,
+    count: float,   # observations
+    squares: float, # sum of their squared residuals
+):
+    "The mean of (1)."
+    shape, rate = self.conditional(count, squares)
+    return shape / rate
 
-    def log_density(self, precision: float) -> Tensor:
-        "Logarithm of the prior density at `precision`, normalised."
-        return Gamma(*_exact(self.shape, self.rate)).log_prob(*_exact(precision))
+@patch
+def log_density(self: GammaPrior,
+    precision: float, # of the noise
+) -> Tensor:
+    "Logarithm of the prior density at `precision`, normalised."
+    return Gamma(*_exact(self.shape, self.rate)).log_prob(*_exact(precision))
 
-    def sample(self, draws: Draws) -> float:
-        "A precision drawn from the prior."
-        return float(draws.gamma(self.shape)) / self.rate
+@patch
+def sample(self: GammaPrior,
+    draws: Draws, # where everything random comes from
+) -> float:
+    "A precision drawn from the prior."
+    return float(draws.gamma(self.shape)) / self.rate
 
 # %% ../../nbs/sbtr/01_prior.ipynb #a2b31260
 def _exact(*numbers) -> list:
@@ -76,7 +111,10 @@ def _exact(*numbers) -> list:
 # %% ../../nbs/sbtr/01_prior.ipynb #dae3ab16
 class PublishedGammaPrior(GammaPrior):
     "`GammaPrior` with the conditional of the published code of BTR-VI, which is not the one of its model."
-    def conditional(self, count, squares) -> tuple:
+    def conditional(self,
+        count: float,   # observations
+        squares: float, # sum of their squared residuals
+    ) -> tuple:
         "Shape less one, and a quarter of the squares instead of a half."
         return self.shape + count / 2 - 1, self.rate + squares / 4
 
@@ -86,30 +124,48 @@ RELEVANCES = {"model": GammaPrior, "published": PublishedGammaPrior}
 @dataclass(frozen=True)
 class NormalPrior:
     "Prior N(0, sd²) of a mean that is added to every entry."
-    sd: float
+    sd: float # standard deviation of the mean
 
     @property
     def precision(self) -> float:
         "One over the prior variance."
         return self.sd**-2
 
-    def conditional(self, score: Tensor, weight: Tensor, mean: float) -> tuple:
+    def conditional(self,
+        score: Tensor,  # (n,) derivative of the log-likelihood by the entries
+        weight: Tensor, # (n,) its curvature
+        mean: float,    # of all entries, so far
+    ) -> tuple:
         "Mean and precision of (2), given scores and weights (n,) at the present mean."
         precision = self.precision + weight.sum()
         return (score + weight * mean).sum() / precision, precision
 
-    def sample_conditional(self, score: Tensor, weight: Tensor, mean: float, draws: Draws) -> Tensor:
+    def sample_conditional(self,
+        score: Tensor,  # (n,) derivative of the log-likelihood by the entries
+        weight: Tensor, # (n,) its curvature
+        mean: float,    # of all entries, so far
+        draws: Draws,   # where everything random comes from
+    ) -> Tensor:
         "A mean drawn from (2), as a tensor without axes."
         center, precision = self.conditional(score, weight, mean)
         return center + draws.normal(1, like=score)[0] / precision.sqrt()
 
-    def expected(self, score: Tensor, weight: Tensor, mean: float) -> Tensor:
-        "The mean of (2)."
-        return self.conditional(score, weight, mean)[0]
+# %% ../../nbs/sbtr/01_prior.ipynb #7f34a9fa
+@patch
+def expected(self: NormalPrior,
+    score: Tensor,  # (n,) derivative of the log-likelihood by the entries
+    weight: Tensor, # (n,) its curvature
+    mean: float,    # of all entries, so far
+) -> Tensor:
+    "The mean of (2)."
+    return self.conditional(score, weight, mean)[0]
 
-    def log_density(self, mean: float) -> Tensor:
-        "Logarithm of the prior density at `mean`, normalised."
-        return Normal(*_exact(0.0, self.sd)).log_prob(*_exact(mean))
+@patch
+def log_density(self: NormalPrior,
+    mean: float, # of all entries
+) -> Tensor:
+    "Logarithm of the prior density at `mean`, normalised."
+    return Normal(*_exact(0.0, self.sd)).log_prob(*_exact(mean))
 
 # %% ../../nbs/sbtr/01_prior.ipynb #8ecc33ff
 class Prior:
@@ -161,11 +217,16 @@ class RingPrior(Prior):
             if not (math.isfinite(value) and value > least):
                 raise ValueError(f"{name} is {value}; it must be a finite number above {least}")
 
-    def precision(self, multipliers: Tensor) -> Tensor:
+    def precision(self,
+        multipliers: Tensor, # (rank,) of a bond
+    ) -> Tensor:
         "Precisions τ (rank,) of the weights of a bond."
         return multipliers.cumprod(0)
 
-    def sample(self, rank: int, draws: Draws) -> Tensor:
+    def sample(self,
+        rank: int,    # of a bond
+        draws: Draws, # where everything random comes from
+    ) -> Tensor:
         "Multipliers (rank,) of a bond, drawn from the prior."
         return draws.gamma(torch.full((rank,), float(self.a_delta)))
 
@@ -210,32 +271,47 @@ def _shapes(self: RingPrior, weight: Tensor) -> Tensor:
 
 # %% ../../nbs/sbtr/01_prior.ipynb #015335bf
 @patch
-def sample_conditional(self: RingPrior, weight: Tensor, multipliers: Tensor, draws: Draws) -> Tensor:
+def sample_conditional(self: RingPrior,
+    weight: Tensor,      # (rank,) weights of a bond
+    multipliers: Tensor, # (rank,) of the same bond
+    draws: Draws,        # where everything random comes from
+) -> Tensor:
     "New multipliers (rank,) of a bond with these weights, drawn from (3) one after the other."
     return self._updated(weight, multipliers, draws.gamma(self._shapes(weight)))
 
 @patch
-def expected(self: RingPrior, weight: Tensor, multipliers: Tensor) -> Tensor:
+def expected(self: RingPrior,
+    weight: Tensor,      # (rank,) weights of a bond
+    multipliers: Tensor, # (rank,) of the same bond
+) -> Tensor:
     "One pass of the means of (3) over the multipliers of a bond, one after the other."
     return self._updated(weight, multipliers, self._shapes(weight))
 
 @patch
-def log_density(self: RingPrior, multipliers: Tensor) -> Tensor:
+def log_density(self: RingPrior,
+    multipliers: Tensor, # (rank,) of a bond
+) -> Tensor:
     "Logarithm of the prior density of the multipliers of a bond, normalised."
     return Gamma(*_exact(self.a_delta, 1.0)).log_prob(multipliers).sum()
 
 # %% ../../nbs/sbtr/01_prior.ipynb #c38ad2af
-def check_prior(prior) -> Prior:
+def check_prior(
+    prior: object, # that a user has given
+) -> Prior:
     "`prior` as it is; `TypeError` unless it is one of `PRIORS`."
     if isinstance(prior, Prior) and "name" in vars(type(prior)): return prior
     given = type(prior).__name__
     raise TypeError(f"prior is a {given}; give a RingPrior, or another prior that @ring_prior has entered")
 
-def prior_facts(prior: Prior) -> dict:
+def prior_facts(
+    prior: Prior, # that a file shall remember
+) -> dict:
     "What a file says of a prior: the hyper-parameters, and the name unless it is that of the paper's prior."
     return asdict(prior) | ({} if prior.name == RingPrior.name else {"name": prior.name})
 
-def prior_of(facts: dict) -> Prior:
+def prior_of(
+    facts: dict, # of `prior_facts`
+) -> Prior:
     "The prior of a file. `ValueError` for a name that is not in `PRIORS`."
     facts = dict(facts)
     name = facts.pop("name", RingPrior.name)

@@ -33,7 +33,7 @@ def keep_components(
 def add_component(
     ring: WeightedRing, # updated in place
     d: int,             # the bond
-    draws: Draws,
+    draws: Draws,       # where everything random comes from
     size: float = 0.2,  # standard deviation of the new core entries
 ):
     "A new last component on bond d: weight N(0, 1), multiplier 1, core entries N(0, size²)."
@@ -73,7 +73,7 @@ class RankAdaptation:
 def step(self: RankAdaptation,
     ring: WeightedRing, # updated in place
     sweep: int,         # from 1
-    draws: Draws,
+    draws: Draws,       # where everything random comes from
 ):
     "Look at all bonds after a sweep; the largest component of a bond always survives."
     if self.method == "none" or sweep % self.every: return
@@ -88,8 +88,8 @@ def step(self: RankAdaptation,
 
 # %% ../../nbs/sbtr/03_ranks.ipynb #9182fd9c
 def effective_ranks(
-    samples: list, # of `WeightedRing`, all of the same ranks
-    tol: float = 1e-2,
+    samples: list,     # of `WeightedRing`, all of the same ranks
+    tol: float = 1e-2, # share of the largest weight below which one does not count
 ) -> tuple:
     "Components of each bond whose posterior mean |weight| exceeds `tol` of the largest."
     bonds = range(len(samples[0].ranks))

@@ -73,7 +73,7 @@ RING_FILE = "papersuite.BayesianTensorRing/1"
 
 @patch
 def save(self: RingEstimator,
-    path: str | Path,
+    path: str | Path, # of the file
 ) -> Path:
     "Write the fitted estimator to a safetensors file, atomically. `ValueError` before a fit."
     self._check_fitted()
@@ -81,7 +81,7 @@ def save(self: RingEstimator,
 
 # %% ../../nbs/sbtr/16_saving.ipynb #44618d88
 def load_ring_estimator(
-    path: str | Path,
+    path: str | Path,          # of the file
     device: str | None = None, # where predictions will run; None: a GPU if there is one
 ) -> RingEstimator:
     "A saved estimator. `FileNotFoundError`; `ValueError` for a foreign or damaged file."

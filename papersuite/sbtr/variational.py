@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from dataclasses import dataclass
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import between, one_of, whole
 from ..kernels.ring_entries import ring_entries
 from .model import check_observations, check_rank
@@ -25,14 +26,14 @@ from torch.distributions import Gamma, kl_divergence
 class VariationalTensorRing:
     "Bayesian tensor ring with ARD prior by coordinate-ascent variational inference (arXiv 2007.01055)."
     def __init__(self,
-        rank=5,                   # start, pruned from there: int or one per bond
-        n_iter_max: int = 60,     # iterations at most
-        pruning: str | None = "energy", # "energy", "error" (the published rule) or None
-        tol: float = 1e-5,        # stop when the bound changes by less, relatively, and no rank did
-        gamma_rule: str = "model", # a name of `RELEVANCES`: "model", or "published"
+        rank: int | list = 5,               # start, pruned from there: int or one per bond
+        n_iter_max: int = 60,               # iterations at most
+        pruning: str | None = "energy",     # "energy", "error" (the published rule) or None
+        tol: float = 1e-5,                  # stop when the bound changes by less, relatively, and no rank did
+        gamma_rule: str = "model",          # a name of `RELEVANCES`: "model", or "published"
         c0: float = 1e-6, d0: float = 1e-6, # shape and rate of all Gamma priors
-        random_state: int = 0,    # seed of the start
-        verbose: bool = False,    # show a progress bar
+        random_state: int = 0,              # seed of the start
+        verbose: bool = False,              # show a progress bar
     ):
         one_of("pruning", pruning, (*PRUNING, None))
         one_of("gamma_rule", gamma_rule, RELEVANCES)
@@ -88,7 +89,7 @@ def grouped(
 def sum_plan(
     index: np.ndarray,  # (n, D) positions
     values: np.ndarray, # (n,)
-    d: int,
+    d: int,             # mode, from 0
 ) -> list:              # of (sums, sums weighted by the values, prefixes), the longest prefix first
     "How the observations of mode d are summed by prefixes of the modes d, d+1, …"
     order = index.shape[1]
@@ -281,9 +282,9 @@ def _settled(self: VariationalTensorRing) -> bool:
 # %% ../../nbs/sbtr/08_variational.ipynb #bcc1a662
 @patch
 def fit(self: VariationalTensorRing,
-    indices,       # (n, D) integer positions
-    values,        # (n,)
-    *, shape=None, # sizes of the modes; default: the largest index of each
+    indices: ArrayLike,            # (n, D) integer positions
+    values: ArrayLike,             # (n,)
+    *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
 ):
     """Fit to observations. `ValueError`/`TypeError` for bad input.
 
@@ -309,8 +310,8 @@ def fit(self: VariationalTensorRing,
 # %% ../../nbs/sbtr/08_variational.ipynb #192cd84e
 @patch
 def predict(self: VariationalTensorRing,
-    indices,     # (n, D) positions
-) -> np.ndarray: # (n,)
+    indices: ArrayLike, # (n, D) positions
+) -> np.ndarray:        # (n,)
     "Posterior means of the entries: products of the means. `ValueError` before a fit."
     if not hasattr(self, "ranks_"):
         raise ValueError("this VariationalTensorRing is not fitted yet; call fit first")
@@ -319,9 +320,9 @@ def predict(self: VariationalTensorRing,
 
 @patch
 def predict_std(self: VariationalTensorRing,
-    indices,          # (n, D) positions
-    piece: int = 512, # how many entries at a time
-) -> np.ndarray:      # (n,)
+    indices: ArrayLike, # (n, D) positions
+    piece: int = 512,   # how many entries at a time
+) -> np.ndarray:        # (n,)
     "Posterior standard deviations of the noise-free entries, from (2)."
     index, mean = torch.as_tensor(np.asarray(indices), dtype=torch.int64), self.predict(indices)
     krons, second = [kronecker_moments(*law) for law in zip(self.cores_, self.covariances_)], []
@@ -336,7 +337,7 @@ def predict_std(self: VariationalTensorRing,
 def flops_per_sweep(
     rank: int,    # of every bond
     n: int,       # observations
-    shape: tuple,
+    shape: tuple, # sizes of the modes
 ) -> int:
     "Floating-point operations of one iteration as published, with all ranks equal."
     order = len(shape)
