@@ -8,7 +8,10 @@ Docs: https://papersuite.github.io/papersuite/tensor_star/completion.html.md"""
 __all__ = ['TensorStarCompletion']
 
 # %% ../../nbs/tensor_star/02_completion.ipynb #361ee6f1
+from collections.abc import Callable
 from fastcore.basics import patch
+import numpy as np
+from numpy.typing import ArrayLike
 from ..tensor import network
 from ..tensor.als import check_tensor
 from ..tensor.completion import TensorNetworkCompletion
@@ -18,16 +21,16 @@ from .star import TensorStarTensor, star_ranks
 class TensorStarCompletion:
     "Completes a tensor in tensor star format (arXiv 2403.10481; algorithms after FCTN-TC)."
     def __init__(self,
-        rank,                   # r, or (left, right, core)
-        method: str = "pam",    # "pam" (TS-PAM) or "masked" (least squares on the observed entries, by row)
-        rho: float = 0.1,       # proximal weight of TS-PAM, for data scaled to magnitude 1
-        n_iter_max: int = 1000, # iterations at most
-        tol: float = 1e-5,      # stop when the completed tensor changes by less, relatively
-        grow: bool = False,     # start at ranks 2 and go up by one when progress slows
-        random_state=None,      # seed or `numpy.random.RandomState`
-        callback=None,          # called as callback(completed, relative_change); returning True stops
-        verbose: bool = False,  # show a progress bar
-        center: bool = True,    # take the mean of the observed entries out, and put it back at the end
+        rank: int | tuple | dict, # r, or (left, right, core)
+        method: str = "pam",      # "pam" (TS-PAM) or "masked" (least squares on the observed entries, by row)
+        rho: float = 0.1,         # proximal weight of TS-PAM, for data scaled to magnitude 1
+        n_iter_max: int = 1000,   # iterations at most
+        tol: float = 1e-5,        # stop when the completed tensor changes by less, relatively
+        grow: bool = False,       # start at ranks 2 and go up by one when progress slows
+        random_state: int | np.random.RandomState | None = None, # seed or `numpy.random.RandomState`
+        callback: Callable | None = None, # called with completed tensor and relative change; True stops
+        verbose: bool = False,    # show a progress bar
+        center: bool = True,      # take the mean of the observed entries out, and put it back at the end
     ):
         self.rank, self.method, self.rho, self.n_iter_max, self.tol = rank, method, rho, n_iter_max, tol
         self.grow, self.random_state, self.callback, self.verbose = grow, random_state, callback, verbose
@@ -36,9 +39,9 @@ class TensorStarCompletion:
 # %% ../../nbs/tensor_star/02_completion.ipynb #71910717
 @patch
 def fit_transform(self: TensorStarCompletion,
-    x,         # order ≥ 3, floating point; anything (NaN too) where not observed
-    mask=None, # boolean, True = observed; None: NaN and masked entries are missing
-):             # the completed tensor, observed entries kept
+    x: ArrayLike,                  # order ≥ 3, floating point; anything (NaN too) where not observed
+    mask: ArrayLike | None = None, # boolean, True = observed; None: NaN and masked entries are missing
+):                                 # the completed tensor, observed entries kept
     """Complete `x`; `ValueError`/`TypeError` for bad input.
 
     Sets `mean_` (of the observed entries; 0 with `center=False`), `decomposition_` (the `TensorStarTensor` of

@@ -43,7 +43,7 @@ STANFORD = "the Stanford light field archive (lightfield.stanford.edu), rectifie
 
 @dataset("stanford_light_field", kind="local", source=STANFORD, licence="CC BY 3.0 for research; see the archive", path="stanford_light_field")
 def stanford_light_field(
-    name: str = "truck",
+    name: str = "truck",                 # of the scene
     height: int = 120, width: int = 160, # pixels of each view after resizing
     views: int = 9,                      # central views per direction
 ) -> np.ndarray:                         # (height, width, 3, views, views), values in [0, 1]

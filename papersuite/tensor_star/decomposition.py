@@ -8,10 +8,13 @@ Docs: https://papersuite.github.io/papersuite/tensor_star/decomposition.html.md"
 __all__ = ['initial_star', 'TensorStar', 'tensor_star']
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #0866a21b
+from collections.abc import Callable
 import math
 from copy import copy
 import tensorly as tl
 from fastcore.basics import patch
+import numpy as np
+from numpy.typing import ArrayLike
 from ..core.check import between, whole
 from ..tensor import network
 from ..tensor.als import TensorNetworkALS, check_tensor, default_prox, safe_unit
@@ -29,13 +32,13 @@ def _from_ring(ring: list, net, noise: float, random_state) -> list:
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #7419ad20
 def initial_star(
-    x,                     # the tensor to fit
-    rank: tuple,           # (left, right, core), lists
-    init: str = "random",  # "random", "tensor_ring" or "svd"
-    random_state=None,     # seed or `numpy.random.RandomState`
-    noise: float = 0.01,   # size of the star's extra channels beside the ring's
-    ring_sweeps: int = 30, # sweeps spent on the ring
-) -> list:                 # nodes, in the order of the network
+    x: ArrayLike,                                  # the tensor to fit
+    rank: tuple,                                   # (left, right, core), lists
+    init: str = "random",                          # "random", "tensor_ring" or "svd"
+    random_state: int | np.random.RandomState | None = None, # seed or `numpy.random.RandomState`
+    noise: float = 0.01,                           # size of the star's extra channels beside the ring's
+    ring_sweeps: int = 30,                         # sweeps spent on the ring
+) -> list:                                         # nodes, in the order of the network
     "Start nodes for TS-ALS; `ValueError` for an unknown `init`."
     net, context = network.tensor_star(x.shape, *rank), tl.context(x)
     if init == "random": return _scaled(net, net.random(random_state, **context), x)
@@ -59,15 +62,15 @@ def _scaled(net, weights, x) -> list:
 class TensorStar:
     "Tensor star decomposition of a dense tensor by alternating least squares (arXiv 2403.10481)."
     def __init__(self,
-        rank=None,              # r, or (left, right, core); None with `rel_error` grows the ranks
-        rel_error: float | None = None, # wanted relative error, in (0, 1)
-        init="random",          # "random", "tensor_ring", "svd" or a TensorStarTensor
-        n_restarts: int = 1,    # random starts; the best is kept
-        n_iter_max: int = 100,  # sweeps
-        tol: float = 1e-8,      # stop when the relative error falls by less; 0 never stops early
-        random_state=None,      # seed or `numpy.random.RandomState`
-        callback=None,          # called with the star and its relative error after each sweep; True stops
-        verbose: bool = False,  # show a progress bar
+        rank: int | tuple | dict = None,    # r, or (left, right, core); None with `rel_error` grows the ranks
+        rel_error: float | None = None,     # wanted relative error, in (0, 1)
+        init: str | TensorStarTensor = "random", # "random", "tensor_ring", "svd" or a TensorStarTensor
+        n_restarts: int = 1,                # random starts; the best is kept
+        n_iter_max: int = 100,              # sweeps
+        tol: float = 1e-8,                  # stop when the relative error falls by less; 0 never stops early
+        random_state: int | np.random.RandomState | None = None, # seed or `numpy.random.RandomState`
+        callback: Callable | None = None,   # called with star and relative error after each sweep; True stops
+        verbose: bool = False,              # show a progress bar
     ):
         if (rank is None) == (rel_error is None): raise ValueError("give either rank or rel_error, not both")
         if rel_error is not None: between("rel_error", rel_error, above=0, below=1)
@@ -81,7 +84,7 @@ class TensorStar:
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #dfe68b1a
 @patch
 def fit(self: TensorStar,
-    x, # order ≥ 3, real floating point, without gaps
+    x: ArrayLike, # order ≥ 3, real floating point, without gaps
 ) -> TensorStar:
     "Fit to `x`; sets `decomposition_`, `errors_` (relative, per sweep), `rank_`. Errors of `check_tensor`."
     check_tensor(x, min_order=3)
@@ -134,11 +137,17 @@ def _als(self: TensorStar, x, weights, sweeps=None) -> tuple:
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #17ce523e
 @patch
-def fit_transform(self: TensorStar, x) -> TensorStarTensor:
+def fit_transform(self: TensorStar,
+    x: ArrayLike, # as in `fit`
+) -> TensorStarTensor:
     "Fit to `x` and return the star."
     return self.fit(x).decomposition_
 
-def tensor_star(x, rank=None, **options) -> TensorStarTensor:
+def tensor_star(
+    x: ArrayLike,             # as in `TensorStar.fit`
+    rank: int | tuple = None, # as in `TensorStar`
+    **options: object,        # the other settings of `TensorStar`
+) -> TensorStarTensor:
     "Tensor star decomposition of `x`; `options` are those of `TensorStar`."
     return TensorStar(rank, **options).fit_transform(x)
 

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import tensorly as tl
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.store import load_tensors, save_tensors
 from ..tensor import network
 from ..tensor.network import TensorNetwork, _ranks, contract
 
 # %% ../../nbs/tensor_star/00_star.ipynb #2a99b03c
 def star_ranks(
-    rank,         # r, or (left, right, core) with each a number or a list of N numbers
-    order: int,   # number of modes N ≥ 3
-) -> tuple:       # three lists of N numbers
+    rank: int | tuple | dict, # r, or (left, right, core) with each a number or a list of N numbers
+    order: int,               # number of modes N ≥ 3
+) -> tuple:                   # three lists of N numbers
     "The ranks (R, L, S) that `rank` means; `ValueError`/`TypeError` for a wrong number, zero or a fraction."
     if order < 3: raise ValueError(f"the tensor has {order} modes; a tensor star needs 3 or more")
     parts = list(rank) if hasattr(rank, "__len__") else [rank] * 3
@@ -31,9 +32,9 @@ def star_ranks(
 
 # %% ../../nbs/tensor_star/00_star.ipynb #f21599c6
 def capped(
-    rank,         # r, or (left, right, core) with each a number or a list of N numbers
-    shape: tuple, # of the tensor
-) -> tuple:       # three lists of N numbers
+    rank: int | tuple | dict, # r, or (left, right, core) with each a number or a list of N numbers
+    shape: tuple,             # of the tensor
+) -> tuple:                   # three lists of N numbers
     "Ranks lowered where R_k L_k exceeds the mode size I_k, the larger of the two first; core ranks stay."
     left, right, core = star_ranks(rank, len(shape))
     for k, size in enumerate(shape):
@@ -100,13 +101,18 @@ def to_tensor(self: TensorStarTensor):
 
 @patch
 def entries(self: TensorStarTensor,
-    index, # (n, N) integer positions
-):         # (n,) values
+    index: ArrayLike, # (n, N) integer positions
+):                    # (n,) values
     "Entries of (1) at `index` without forming the tensor."
     return self.network.entries(self.weights, index)
 
 # %% ../../nbs/tensor_star/00_star.ipynb #561fcd50
-def random_star(shape: tuple, rank, random_state=None, **context) -> TensorStarTensor:
+def random_star(
+    shape: tuple,                                  # sizes of the modes
+    rank: int | tuple,                             # as in `star_ranks`
+    random_state: int | np.random.RandomState | None = None, # seed or generator
+    **context: object,                             # dtype and device, as `tensorly.context` gives them
+) -> TensorStarTensor:
     "A star of Gaussian nodes whose entries have variance about 1."
     w = network.tensor_star(shape, *star_ranks(rank, len(shape))).random(random_state, **context)
     return TensorStarTensor(w[::2], w[1::2])
@@ -122,14 +128,18 @@ def to_tensor_ring(self: TensorStarTensor) -> list:
     return ring
 
 # %% ../../nbs/tensor_star/00_star.ipynb #f354519f
-def star_from_ring(ring: list) -> TensorStarTensor:
+def star_from_ring(
+    ring: list, # cores (R_k, I_k, R_{k+1})
+) -> TensorStarTensor:
     "The star with the cores of a tensor ring as factors, and identity matrices (ring rank 1) as cores."
     eyes = [tl.reshape(tl.eye(z.shape[2], **tl.context(z)), (z.shape[2], 1, 1, z.shape[2])) for z in ring]
     return TensorStarTensor(list(ring), eyes)
 
 # %% ../../nbs/tensor_star/00_star.ipynb #f7c35932
 @patch
-def rolled(self: TensorStarTensor, steps: int = 1) -> TensorStarTensor:
+def rolled(self: TensorStarTensor,
+    steps: int = 1, # places by which the modes move
+) -> TensorStarTensor:
     "The star of the cyclically transposed tensor: mode `steps` becomes the first."
     turn = lambda nodes: [nodes[(k + steps) % len(nodes)] for k in range(len(nodes))]
     return TensorStarTensor(turn(self.factors), turn(self.cores))
@@ -145,14 +155,16 @@ def reversed(self: TensorStarTensor) -> TensorStarTensor:
 STAR_FILE, OLD_STAR_FILE = "papersuite.TensorStar/1", "tensor star"
 
 @patch
-def save(self: TensorStarTensor, path: str | Path) -> Path:
+def save(self: TensorStarTensor,
+    path: str | Path, # of the file
+) -> Path:
     "Write all nodes to `path` (safetensors), atomically."
     parts = {"factor": self.factors, "core": self.cores}
     arrays = {f"{kind}.{k}": tl.to_numpy(w) for kind, nodes in parts.items() for k, w in enumerate(nodes)}
     return save_tensors(path, arrays, STAR_FILE, {"order": len(self.factors)})
 
 def load_star(
-    path: str | Path,
+    path: str | Path, # of the file
 ) -> TensorStarTensor: # in tensorly's current backend
     "Read a star that `save` wrote. `ValueError` for a foreign or damaged file."
     arrays = load_tensors(path, STAR_FILE, OLD_STAR_FILE).tensors

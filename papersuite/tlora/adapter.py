@@ -26,10 +26,10 @@ class TransformedLoraLayer(nn.Module, BaseTunerLayer):
     other_param_names = ("trlora_settings",)
 
     def __init__(self,
-        base_layer: nn.Module, # a linear layer, or another tuner's layer around one
-        adapter_name: str,     # of the first adapter
-        config: TransformedLoraConfig,
-        key: str,              # name of the layer in its model, for messages
+        base_layer: nn.Module,         # a linear layer, or another tuner's layer around one
+        adapter_name: str,             # of the first adapter
+        config: TransformedLoraConfig, # of the first adapter
+        key: str,                      # name of the layer in its model, for messages
     ):
         super().__init__()
         self.base_layer, self.key = base_layer, key
@@ -54,7 +54,10 @@ def _cut(self: TransformedLoraLayer, config: TransformedLoraConfig, width: int) 
 
 # %% ../../nbs/tlora/01c_adapter.ipynb #693fc200
 @patch
-def update_layer(self: TransformedLoraLayer, adapter_name: str, config: TransformedLoraConfig):
+def update_layer(self: TransformedLoraLayer,
+    adapter_name: str,             # of the adapter
+    config: TransformedLoraConfig, # of the adapter
+):
     "Add an adapter. `ValueError` that names the layer for a width without digits."
     cut = lambda width: self._cut(config, width)
     weight = self.get_base_layer().weight
@@ -195,10 +198,10 @@ def _plan_adapters(layer, x, names):
     return plan_linear(x, weight, list(layer.trlora_transform[name]), layer._columns(name))
 
 def plan(
-    layer: TransformedLoraLayer,
-    x: Tensor, # (…, in features)
+    layer: TransformedLoraLayer,            # that is called
+    x: Tensor,                              # (…, in features)
     adapter_names: list[str] | None = None, # one per sample
-) -> str:      # a name of `WAYS`
+) -> str:                                   # a name of `WAYS`
     "Which way a call is computed. `ValueError` for an x of another width."
     if layer.disable_adapters: return "base layer"
     if adapter_names is not None: return "sample by sample"
@@ -212,11 +215,11 @@ def _applied(self: TransformedLoraLayer) -> list:
 
 @patch
 def forward(self: TransformedLoraLayer,
-    x: Tensor, # (…, in features)
-    *args,
+    x: Tensor,                              # (…, in features)
+    *args: object,                          # of the base layer, beside `x`
     adapter_names: list[str] | None = None, # one per sample, "__base__" for none
-    **kwargs,
-) -> Tensor:   # (…, out features)
+    **kwargs: object,                       # of the base layer, beside `x`
+) -> Tensor:                                # (…, out features)
     "The adapted layer, in the way that `plan` names."
     names = self._applied() if adapter_names is None else adapter_names
     return WAYS[plan(self, x, adapter_names)](self, x, names, *args, **kwargs)
@@ -283,24 +286,33 @@ def get_delta_weight(self: TransformedLoraLayer, adapter: str) -> Tensor: # (O, 
     return new - self._original_weight().to(new.dtype)
 
 @patch
-def supports_lora_conversion(self: TransformedLoraLayer, adapter_name: str = "default") -> bool:
+def supports_lora_conversion(self: TransformedLoraLayer,
+    adapter_name: str = "default", # of the adapter
+) -> bool:
     "peft may ask for `get_delta_weight`."
     return True
 
 # %% ../../nbs/tlora/01c_adapter.ipynb #2eb7ac5e
 @patch
-def scale_layer(self: TransformedLoraLayer, scale: float):
+def scale_layer(self: TransformedLoraLayer,
+    scale: float, # factor of the strength of every active adapter
+):
     "Multiply the strength of the active adapters."
     for name in self._applied(): self.trlora_settings[name]["strength"] *= scale
 
 @patch
-def unscale_layer(self: TransformedLoraLayer, scale: float | None = None):
+def unscale_layer(self: TransformedLoraLayer,
+    scale: float | None = None, # factor that is divided out again; None: back to the settings
+):
     "Divide the strength of the active adapters, or set it back to one."
     for name in self._applied():
         setting = self.trlora_settings[name]
         setting["strength"] = 1.0 if scale is None else setting["strength"] / scale
 
 @patch
-def set_scale(self: TransformedLoraLayer, adapter: str, scale: float):
+def set_scale(self: TransformedLoraLayer,
+    adapter: str, # its name
+    scale: float, # its strength, in place of the settings'
+):
     "Set the strength of one adapter, as diffusers' `set_adapters` does."
     if adapter in self.trlora_settings: self.trlora_settings[adapter]["strength"] = float(scale)

@@ -142,11 +142,11 @@ def ring_factors(
 
 # %% ../../nbs/tlora/00_algebra.ipynb #6473523c
 def zero_ring(
-    out_shape: tuple, # O_1 … O_D
-    in_shape: tuple,  # I_1 … I_D
-    rank: int,        # r
-    generator: torch.Generator | None = None,
-) -> tuple:           # output cores, input cores
+    out_shape: tuple,                         # O_1 … O_D
+    in_shape: tuple,                          # I_1 … I_D
+    rank: int,                                # r
+    generator: torch.Generator | None = None, # of everything random; None: torch's own
+) -> tuple:                                   # output cores, input cores
     "Cores of a zero residual, of which only the first has a gradient. `ValueError` for a rank below 1."
     rank = whole("residual rank", rank, least=1)
     draw = lambda n, std: std * torch.randn(n, rank, rank, generator=generator)

@@ -35,8 +35,8 @@ def lora_errors(
     return np.append(np.cumsum(energy[::-1])[::-1], 0.0) / energy.sum()
 
 def lora_error_at(
-    difference: Tensor, # (O, I)
-    parameters,         # a budget or an array of budgets, any numbers
+    difference: Tensor,             # (O, I)
+    parameters: float | np.ndarray, # a budget or an array of budgets, any numbers
 ) -> float | np.ndarray:
     "Error of LoRA at this many parameters, on the line between the two nearest ranks."
     errors = lora_errors(difference)
@@ -53,7 +53,7 @@ def energy_rank(
 # %% ../../nbs/tlora/03_approximation.ipynb #ece3db40
 def low_rank(
     matrix: Tensor, # (O, I)
-    rank: int,
+    rank: int,      # of the result
 ) -> Tensor:        # (O, I)
     "The nearest matrix of this rank, by the leading eigenvectors of the smaller Gram matrix."
     if rank == 0: return torch.zeros_like(matrix)
@@ -66,14 +66,16 @@ def low_rank(
 @dataclass
 class Transform:
     "A family of square matrices and the place where a fit in it begins."
-    name: str
-    start: list       # tensors to optimise, float64
-    matrix: Callable  # such tensors -> (n, n)
-    freedom: int      # dimension of the family
-    side: str = "in"  # "in" for W0 T, "out" for T W0
+    name: str        # as figures call it
+    start: list      # tensors to optimise, float64
+    matrix: Callable # such tensors -> (n, n)
+    freedom: int     # dimension of the family
+    side: str = "in" # "in" for W0 T, "out" for T W0
 
     @property
-    def stored(self) -> int: return sum(t.numel() for t in self.start)
+    def stored(self) -> int:
+        "Numbers that are stored."
+        return sum(t.numel() for t in self.start)
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f86a6d02
 def no_transform() -> Transform:
@@ -81,7 +83,7 @@ def no_transform() -> Transform:
     return Transform("none", [], lambda tensors: None, 0)
 
 def diagonal_transform(
-    width: int,
+    width: int,       # n
     side: str = "in", # scale inputs ("in") or outputs ("out")
 ) -> Transform:
     "A free number for every input or output."
@@ -90,11 +92,11 @@ def diagonal_transform(
 
 # %% ../../nbs/tlora/03_approximation.ipynb #6d007d80
 def ring_transform(
-    shape: tuple,   # I_1 … I_D
-    rank: int = 1,  # R
-    init: str = "gauge",  # as in `identity_cores`
-    kick: float = 0.1,    # noise on the cores of a ring of rank 2 or more
-    generator: torch.Generator | None = None,
+    shape: tuple,                             # I_1 … I_D
+    rank: int = 1,                            # R
+    init: str = "gauge",                      # as in `identity_cores`
+    kick: float = 0.1,                        # noise on the cores of a ring of rank 2 or more
+    generator: torch.Generator | None = None, # of everything random; None: torch's own
 ) -> Transform:
     "The transform of arXiv 2501.08727. With a kick the fit does not start at the identity but near it."
     cores = [core.double() for core in identity_cores(shape, rank, init, generator)]
@@ -113,7 +115,7 @@ def cayley(
     return torch.linalg.solve(eye + skew, eye - skew)
 
 def block_transform(
-    width: int,
+    width: int, # n
     block: int, # b
 ) -> Transform:
     "OFT (arXiv 2306.07280): orthogonal blocks on the diagonal, stored by their upper triangles."
@@ -128,7 +130,7 @@ def block_transform(
 
 # %% ../../nbs/tlora/03_approximation.ipynb #2239b43f
 def butterfly_transform(
-    width: int,
+    width: int,   # n
     block: int,   # b
     factors: int, # m, at most the digits of `width` in base b
 ) -> Transform:
@@ -163,12 +165,12 @@ def _check_block(width, block):
 @dataclass
 class Approximation:
     "The result of a fit: equation (1), its price, and the two parts."
-    error: float
-    parameters: int       # numbers stored by transform and residual
+    error: float             # of equation (1)
+    parameters: int          # numbers stored by transform and residual
     transform: Tensor | None # (n, n); None without a transform
-    residual: Tensor      # (O, I)
-    converged: bool       # L-BFGS stopped by itself
-    evaluations: int
+    residual: Tensor         # (O, I)
+    converged: bool          # L-BFGS stopped by itself
+    evaluations: int         # of the objective
 
 # %% ../../nbs/tlora/03_approximation.ipynb #10ab4350
 def _parts(before, after, transform, rank, tensors):
@@ -214,13 +216,13 @@ def _best_fit(error, starts, iterations):
 
 # %% ../../nbs/tlora/03_approximation.ipynb #dffc9fc5
 def approximate(
-    before: Tensor, # (O, I), W0
-    after: Tensor,  # (O, I), W*
-    transform: Transform,
-    rank: int = 0,  # of the residual
-    residual: str = "lora", # "lora" (exact) or "ring" (by gradient)
-    shapes: tuple | None = None,  # (digits of O, digits of I), for a ring residual
-    iterations: int = 400,
+    before: Tensor,                           # (O, I), W0
+    after: Tensor,                            # (O, I), W*
+    transform: Transform,                     # the family
+    rank: int = 0,                            # of the residual
+    residual: str = "lora",                   # "lora" (exact) or "ring" (by gradient)
+    shapes: tuple | None = None,              # (digits of O, digits of I), for a ring residual
+    iterations: int = 400,                    # of L-BFGS, at most
     generator: torch.Generator | None = None, # of the ring residual's start
 ) -> Approximation:
     """Equation (1) for a family of transforms and a kind of residual (arXiv 2501.08727, figure 2).
@@ -232,11 +234,11 @@ def approximate(
     def error(tensors, family=transform, rank=rank):
         moved, rest = _parts(before, after, family, rank, tensors)
         return (after - moved - rest).square().sum() / energy
-    starts, price = [start] if start else [], rank * sum(before.shape)
-    if residual == "ring": starts, price = _ring_starts(error, start, shapes, rank, generator, iterations)
+    if residual == "lora": starts, price = [start] if start else [], rank * sum(before.shape)
+    else: starts, price = _ring_starts(error, start, shapes, rank, generator, iterations)
     tensors, report = _best_fit(error, starts, iterations)
-    matrix, price = transform.matrix(tensors[:len(start)]), transform.stored + price
-    rest = _parts(before, after, transform, rank, tensors)[1]
+    matrix, rest = transform.matrix(tensors[:len(start)]), _parts(before, after, transform, rank, tensors)[1]
+    price += transform.stored
     return Approximation(error(tensors).item(), price, matrix, rest, *_convergence(report))
 
 # %% ../../nbs/tlora/03_approximation.ipynb #d93330e6
@@ -283,12 +285,12 @@ def _true_transform(kind, shape, draw):
 
 # %% ../../nbs/tlora/03_approximation.ipynb #74ec17ce
 def synthetic_truth(
-    before: Tensor,  # (O, I), W0
-    kind: str,       # one of `TRUTHS`
-    shape: tuple,    # digits of I
-    rank: int,       # k of the added matrix
-    generator: torch.Generator,
-) -> Tensor:         # (O, I), W*
+    before: Tensor,             # (O, I), W0
+    kind: str,                  # one of `TRUTHS`
+    shape: tuple,               # digits of I
+    rank: int,                  # k of the added matrix
+    generator: torch.Generator, # of everything random
+) -> Tensor:                    # (O, I), W*
     """W0 T° plus a matrix of rank k with as much energy as the transform's share; for "scale", 0.9 W0.
 
     `ValueError` for another kind."""
@@ -304,7 +306,9 @@ def synthetic_truth(
 # %% ../../nbs/tlora/03_approximation.ipynb #e15dc134
 class Block(nn.Module):
     "Residual block with the time added inside."
-    def __init__(self, width: int):
+    def __init__(self,
+        width: int, # of its layers
+    ):
         super().__init__()
         self.norm, self.first = nn.LayerNorm(width), nn.Linear(width, width)
         self.second, self.time = nn.Linear(width, width), nn.Linear(64, width)
@@ -316,7 +320,11 @@ class Block(nn.Module):
 # %% ../../nbs/tlora/03_approximation.ipynb #32d545eb
 class Denoiser(nn.Module):
     "Predicts the noise in a flattened image; 64 inputs, or 192 with mask and masked image."
-    def __init__(self, width: int, inputs: int = 64, depth: int = 4):
+    def __init__(self,
+        width: int,       # of the hidden layers
+        inputs: int = 64, # pixels, or pixels, mask and masked image
+        depth: int = 4,   # number of blocks
+    ):
         super().__init__()
         self.into, self.out = nn.Linear(inputs, width), nn.Linear(width, 64)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
@@ -330,11 +338,11 @@ class Denoiser(nn.Module):
 
 # %% ../../nbs/tlora/03_approximation.ipynb #d7f495ca
 def noisy_batch(
-    images: Tensor, # (any number, 64) in [-1, 1]
-    n: int,         # how many are drawn
-    holes: bool,    # add the mask and what is seen through it?
-    generator: torch.Generator,
-) -> tuple:         # inputs (n, 64 or 192), times (n,), noise (n, 64)
+    images: Tensor,             # (any number, 64) in [-1, 1]
+    n: int,                     # how many are drawn
+    holes: bool,                # add the mask and what is seen through it?
+    generator: torch.Generator, # of rows, times, noise and holes
+) -> tuple:                     # inputs (n, 64 or 192), times (n,), noise (n, 64)
     "Inputs, times and noise of a batch."
     x = images[torch.randint(len(images), (n,), generator=generator)]
     time, noise = torch.rand(n, generator=generator), torch.randn(n, 64, generator=generator)
@@ -350,14 +358,14 @@ def noisy_batch(
 LAYER = "blocks.1.first.weight"
 
 def train_denoiser(
-    net: Denoiser,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    seed: int,
-    keep: tuple = (),   # steps after which to copy the weight
-    batch: int = 64,
-) -> tuple: # step -> (width, width) weight of `LAYER` in float64; mean loss of the last tenth
+    net: Denoiser,        # trained in place
+    steps: int,           # updates of the weights
+    learning_rate: float, # of AdamW
+    weight_decay: float,  # of AdamW
+    seed: int,            # of everything random
+    keep: tuple = (),     # steps after which to copy the weight
+    batch: int = 64,      # images of a step
+) -> tuple:               # step -> (width, width) weight of `LAYER` in float64; mean loss of the last tenth
     "Train all weights with AdamW at a constant rate."
     images, holes = 2 * digits("all").pixels.flatten(1) - 1, net.into.in_features > 64
     generator, copies = torch.Generator().manual_seed(seed), {}
@@ -373,10 +381,13 @@ def train_denoiser(
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f83e7ae4
 def pretrain(
-    width: int, steps: int, seed: int,
-    learning_rate: float = 1e-3, weight_decay: float = 0.01,
-    device: str = "cpu",
-) -> dict: # name -> array
+    width: int,                  # of the hidden layers
+    steps: int,                  # updates of the weights
+    seed: int,                   # of everything random
+    learning_rate: float = 1e-3, # of AdamW
+    weight_decay: float = 0.01,  # of AdamW
+    device: str = "cpu",         # where it is trained
+) -> dict:                       # name -> array
     "Weights of a denoiser of digits."
     torch.manual_seed(seed)
     net = Denoiser(width).to(device)
@@ -385,11 +396,14 @@ def pretrain(
 
 # %% ../../nbs/tlora/03_approximation.ipynb #acbbdd92
 def fine_tune(
-    weights: dict, # of `pretrain`
-    steps: int, learning_rate: float, weight_decay: float, seed: int,
-    keep: tuple = (), # steps after which to copy the weight
-    device: str = "cpu",
-) -> tuple:        # as `train_denoiser`
+    weights: dict,        # of `pretrain`
+    steps: int,           # updates of the weights
+    learning_rate: float, # of AdamW
+    weight_decay: float,  # of AdamW
+    seed: int,            # of everything random
+    keep: tuple = (),     # steps after which to copy the weight
+    device: str = "cpu",  # where it is trained
+) -> tuple:               # as `train_denoiser`
     "Train a pre-trained denoiser to fill holes; the columns of the new inputs start at zero."
     width = len(weights["into.weight"])
     net, state = Denoiser(width, 192), {name: torch.tensor(array) for name, array in weights.items()}
@@ -401,10 +415,10 @@ def fine_tune(
 TARGETS = ("near rotation", "dense perturbation", "Haar rotation")
 
 def target_matrix(
-    kind: str,  # one of `TARGETS`
-    width: int,
-    generator: torch.Generator,
-) -> Tensor:    # (width, width)
+    kind: str,                  # one of `TARGETS`
+    width: int,                 # n
+    generator: torch.Generator, # of the draw
+) -> Tensor:                    # (width, width)
     "A square matrix to imitate. `ValueError` for another kind."
     if kind not in TARGETS: raise ValueError(f"target is {kind!r}; it must be one of {', '.join(TARGETS)}")
     noise = torch.randn(width, width, generator=generator, dtype=torch.float64)

@@ -64,8 +64,8 @@ class Rule:
     error: type = ValueError # what is raised
 
 def refuse(
-    place: str, # a key of `RULES`
-    **facts,    # what its rules ask for
+    place: str,      # a key of `RULES`
+    **facts: object, # what its rules ask for
 ):
     "Raise the error of the first rule of a place that is broken."
     for rule in RULES[place]:

@@ -54,7 +54,7 @@ HINT = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_b
 def with_control(
     model: TextToImage,        # pre-trained; it is not changed
     config: PeftConfig | None, # the adapter of the UNet; None for control alone
-    seed: int = 0,
+    seed: int = 0,             # of the new weights
 ) -> TextToImage:
     """A copy of the model with a control net that does nothing yet, and with what shall be trained unfrozen.
 
@@ -71,12 +71,13 @@ def with_control(
 
 # %% ../../nbs/tlora/06_control.ipynb #5ab3a8e5
 def train_control(
-    model: TextToImage,        # pre-trained; it is not changed
-    pictures: Pictures,
-    config: PeftConfig | None, # the adapter of the UNet; None for control alone
-    steps: int = 150, batch: int = 16,
+    model: TextToImage,          # pre-trained; it is not changed
+    pictures: Pictures,          # whose edges are followed
+    config: PeftConfig | None,   # the adapter of the UNet; None for control alone
+    steps: int = 150,            # updates of the weights
+    batch: int = 16,             # pictures of a step
     learning_rate: float = 1e-3, # of the adapter
-    seed: int = 0,
+    seed: int = 0,               # of everything random
 ) -> TextToImage:
     "A model that follows edges. `ValueError` for a model without a UNet."
     new, g = with_control(model, config, seed), torch.Generator().manual_seed(seed)
@@ -98,11 +99,11 @@ def _two_rates(model, weights, lr, weight_decay):
 
 # %% ../../nbs/tlora/06_control.ipynb #51a558dc
 def evaluate_control(
-    model: TextToImage, # of `train_control`
-    pictures: Pictures, # whose prompts and edges are asked for
-    judge: Judge,
+    model: TextToImage,                            # of `train_control`
+    pictures: Pictures,                            # whose prompts and edges are asked for
+    judge: Judge,                                  # of `train_judge`
     steps: int = 20, guidance: float = 2.0, seed: int = 0, # as in `paint`
-) -> dict:              # iou, f1, agreement
+) -> dict:                                         # iou, f1, agreement
     "Scores of equation (1), and the share of pictures in which the judge sees the class."
     asked = edges_of(pictures.images)
     images = model.paint(pictures.prompts, steps, guidance, seed, asked)

@@ -23,10 +23,10 @@ from torch import Tensor
 @dataclass
 class Pictures:
     "Pictures with the words that describe them."
-    images: Tensor    # (n, channels, size, size) in [-1, 1]
-    classes: Tensor   # (n,) positions in `class_words`
-    styles: Tensor    # (n,) positions in `style_words`
-    class_words: tuple
+    images: Tensor             # (n, channels, size, size) in [-1, 1]
+    classes: Tensor            # (n,) positions in `class_words`
+    styles: Tensor             # (n,) positions in `style_words`
+    class_words: tuple         # class -> word
     style_words: tuple = ("",) # an empty word is left out of prompts
 
     def __len__(self): return len(self.images)
@@ -87,10 +87,10 @@ def digit_pictures(
 
 # %% ../../nbs/tlora/04_data.ipynb #85b128cd
 def digit_subject(
-    style: str,     # of HIDDEN, or of STYLES
-    label: int,     # the digit
-    n: int = 5,     # pictures
-    seed: int = 0,
+    style: str,    # of HIDDEN, or of STYLES
+    label: int,    # the digit
+    n: int = 5,    # pictures
+    seed: int = 0, # of everything random
 ) -> Pictures:
     "Pictures of one digit in one style, of the test part. `ValueError` for another digit or too many."
     if label not in range(10): raise ValueError(f"label is {label!r}; a digit is 0 to 9")

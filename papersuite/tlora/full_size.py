@@ -14,6 +14,7 @@ import json
 import sys
 import torch
 from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.basics import patch
@@ -22,6 +23,7 @@ from ..core.results import write_atomic
 from ..core.scales import step_seed
 from ..core.store import complete_folder
 from pathlib import Path
+from peft import PeftConfig
 from torch import Tensor, nn
 
 # %% ../../nbs/tlora/07_full_size.ipynb #ecbef7ed
@@ -41,7 +43,9 @@ RANKS = { # method -> task -> (R, r)
     "dora": {"subject": (None, 1), "control": (None, 4)},
     "boft": {"subject": (None, None), "control": (None, None)}}
 
-def learning_rate(method: str) -> float:
+def learning_rate(
+    method: str, # as in `adapter_config`
+) -> float:
     "The rate of the official script."
     return 1e-4 if method.startswith("tlora") else 5e-5
 
@@ -80,8 +84,8 @@ def adapter_config(
 class AdaptedUNet(nn.Module):
     "A frozen UNet with an adapter of peft and, for control, an encoder of drawings."
     def __init__(self,
-        unet: nn.Module, # of diffusers
-        config,          # of peft
+        unet: nn.Module,                  # of diffusers
+        config: PeftConfig,               # of peft
         encoder: nn.Module | None = None, # (n, 1, height, width) -> features of the first layer
     ):
         import peft
@@ -113,7 +117,9 @@ def forward(self: AdaptedUNet,
     with self.drawing(control): return self.unet(noisy, t, **conditions).sample
 
 # %% ../../nbs/tlora/07_full_size.ipynb #3d09f93a
-def control_encoder(pipeline) -> nn.Module: # (n, 1, height, width) to (n, channels, height / 8, width / 8)
+def control_encoder(
+    pipeline: object, # (n, 1, height, width) to (n, channels, height / 8, width / 8)
+) -> nn.Module:       # (n, 1, height, width) to (n, channels, height / 8, width / 8)
     "An encoder that brings a drawing to the latents of `pipeline` and starts at zero."
     from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
     halvings = pipeline.vae_scale_factor.bit_length() - 1
@@ -183,11 +189,11 @@ RECIPE = {"learning_rate": lambda settings: learning_rate(settings.method)}
 class Adaptation:
     "An adapter on a pipeline, and what it is taught. `ValueError` if the pictures do not fit the model."
     def __init__(self,
-        pipeline,    # of diffusers
-        settings: AdapterSettings,
-        examples,    # a sequence of {"picture": (3, size, size), "prompt": str}, for control with a drawing
-        tests: list, # the same without pictures: what is sampled at every checkpoint
-        seed: int = 0, # of the samples
+        pipeline: object,         # of diffusers
+        settings: AdapterSettings, # of the command line
+        examples: Sequence,       # of {"picture": (3, size, size), "prompt": str}, for control with a drawing
+        tests: list,              # the same without pictures: what is sampled at every checkpoint
+        seed: int = 0,            # of the samples
     ):
         self.pipeline, self.settings, self.seed = pipeline, settings, seed
         self.examples, self.tests = examples, tests
@@ -217,7 +223,10 @@ def _check_size(size, pipeline):
 # %% ../../nbs/tlora/07_full_size.ipynb #b6d97536
 @patch
 @torch.no_grad()
-def conditions(self: Adaptation, prompts: list, device) -> dict:
+def conditions(self: Adaptation,
+    prompts: list,        # texts
+    device: torch.device, # where the vectors shall be
+) -> dict:
     "What the UNet is told about `prompts`."
     options = dict(device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
     text = self.pipeline.encode_prompt(prompts, **options)
@@ -230,7 +239,10 @@ def conditions(self: Adaptation, prompts: list, device) -> dict:
 # %% ../../nbs/tlora/07_full_size.ipynb #fef6ff12
 @patch
 @torch.no_grad()
-def draw(self: Adaptation, number: int, generator: torch.Generator) -> dict:
+def draw(self: Adaptation,
+    number: int,                # of the batch
+    generator: torch.Generator, # of rows, noise and times
+) -> dict:
     "Noisy latents, times, what is to be predicted, conditions and, for control, drawings."
     many, device = self.settings.batch, generator.device
     self.pipeline.to(device)
@@ -264,7 +276,11 @@ def noise_errors(model: Callable, batch: dict) -> Tensor: # (n,)
     return (found.float() - batch["target"]).square().mean((1, 2, 3))
 
 @patch
-def loss(self: Adaptation, model: Callable, batch: dict, generator: torch.Generator) -> Tensor:
+def loss(self: Adaptation,
+    model: Callable,            # the adapted UNet, as accelerate wraps it
+    batch: dict,                # of `draw`
+    generator: torch.Generator, # not used: `draw` has drawn
+) -> Tensor:
     "Equation (1), or the squared error."
     from papersuite.tlora.personalise import dco_loss
     if self.settings.beta is None: return noise_errors(model, batch).mean()
@@ -273,7 +289,11 @@ def loss(self: Adaptation, model: Callable, batch: dict, generator: torch.Genera
 
 # %% ../../nbs/tlora/07_full_size.ipynb #04f6cde4
 @patch
-def keep(self: Adaptation, model: AdaptedUNet, folder: Path, step: int):
+def keep(self: Adaptation,
+    model: AdaptedUNet, # in training
+    folder: Path,       # of the run
+    step: int,          # updates so far
+):
     "Write `adapters/<step>` and `samples/<step>`, unless they are there."
     adapters, samples = (folder/name/f"{step:06d}" for name in ("adapters", "samples"))
     if not adapters.exists(): self.save(model, adapters)
@@ -281,7 +301,10 @@ def keep(self: Adaptation, model: AdaptedUNet, folder: Path, step: int):
 
 # %% ../../nbs/tlora/07_full_size.ipynb #02d66fa1
 @patch
-def save(self: Adaptation, model: AdaptedUNet, folder: Path):
+def save(self: Adaptation,
+    model: AdaptedUNet, # in training
+    folder: Path,       # of the run
+):
     "The adapter in peft's format, and the encoder of drawings if there is one."
     from safetensors.torch import save_file
     with complete_folder(folder) as part:
@@ -291,10 +314,10 @@ def save(self: Adaptation, model: AdaptedUNet, folder: Path):
 # %% ../../nbs/tlora/07_full_size.ipynb #25cac154
 @patch
 def paint(self: Adaptation,
-    model: AdaptedUNet,
-    test: dict, # an entry of `tests`
-    seed: int,
-) -> Tensor:    # (3, size, size) in [0, 1]
+    model: AdaptedUNet, # in training
+    test: dict,         # an entry of `tests`
+    seed: int,          # of the noise
+) -> Tensor:            # (3, size, size) in [0, 1]
     "One picture."
     size, device = self.settings.pixels, next(model.parameters()).device
     self.pipeline.to(device)
@@ -306,7 +329,10 @@ def paint(self: Adaptation,
 # %% ../../nbs/tlora/07_full_size.ipynb #f6172acc
 @patch
 @torch.no_grad()
-def sample(self: Adaptation, model: AdaptedUNet, folder: Path):
+def sample(self: Adaptation,
+    model: AdaptedUNet, # in training
+    folder: Path,       # of the run
+):
     "Paint the test prompts."
     about = {"prompts": [test["prompt"] for test in self.tests]}
     about |= {"size": self.settings.pixels, "subject": self.settings.subject}
@@ -321,16 +347,19 @@ def sample(self: Adaptation, model: AdaptedUNet, folder: Path):
 
 # %% ../../nbs/tlora/07_full_size.ipynb #ba6a6352
 def adaptation_task(
-    settings: AdapterSettings,
-    plan: TrainingPlan,
-    examples, tests: list, # as `Adaptation` takes them
-    identity: dict,        # what tells the pictures from others
+    settings: AdapterSettings,       # of the command line
+    plan: TrainingPlan,              # of the training
+    examples: Sequence, tests: list, # as `Adaptation` takes them
+    identity: dict,                  # what tells the pictures from others
 ) -> Task:
     "What a program trains. `DataUnavailable` without the weights."
     work = Adaptation(load_pipeline(settings.model), settings, examples, tests, plan.seed)
     return Task(work.net, work.loss, work.draw, identity=identity, on_save=work.keep)
 
-def subject_task(settings: SubjectSettings, plan: TrainingPlan) -> Task:
+def subject_task(
+    settings: SubjectSettings, # of the command line
+    plan: TrainingPlan,        # of the training
+) -> Task:
     "Teach a model one subject. Errors as in `subject_pictures` and `read_captions`."
     pictures, word = subject_pictures(settings.subject, settings.pixels)
     texts = [f"a photo of {TOKEN} {word}"] * len(pictures)
@@ -340,7 +369,10 @@ def subject_task(settings: SubjectSettings, plan: TrainingPlan) -> Task:
     return adaptation_task(settings, plan, examples, tests, {"pictures": pictures, "texts": texts})
 
 # %% ../../nbs/tlora/07_full_size.ipynb #85bdbe65
-def control_task(settings: ControlSettings, plan: TrainingPlan) -> Task:
+def control_task(
+    settings: ControlSettings, # of the command line
+    plan: TrainingPlan,        # of the training
+) -> Task:
     "Teach SD 1.5 to follow edges. Errors as in `CaptionedFolder`."
     examples, held_out = (CaptionedFolder(part, settings.pixels) for part in ("train", "validation"))
     tests = [held_out[i] for i in range(min(settings.tests, len(held_out)))]

@@ -67,9 +67,9 @@ class Start(NamedTuple):
     into: list      # of its inputs
 
 def no_change(
-    slices: str,  # "gauge" or "paper", as in `identity_cores`
-    place: Place,
-    config,       # a `TransformedLoraConfig`
+    slices: str,    # "gauge" or "paper", as in `identity_cores`
+    place: Place,   # the layer that is adapted
+    config: object, # a `TransformedLoraConfig`
 ) -> Start:
     "The identity, and a residual of zero."
     R = config.transform_rank
@@ -83,8 +83,8 @@ INITIALISATIONS = {
 
 # %% ../../nbs/tlora/01a_initialisation.ipynb #f0009e25
 def begin(
-    place: Place,
-    config, # a `TransformedLoraConfig`
+    place: Place,   # the layer that is adapted
+    config: object, # a `TransformedLoraConfig`
 ) -> Start:
     "The tensors of a new adapter, as the configuration says."
     start = INITIALISATIONS[config.init](place, config)

@@ -58,7 +58,11 @@ class WideDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.blocks = nn.ModuleList([Block(hidden, told + 128) for _ in range(depth)])
         self.end = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, pixels))
 
-    def forward(self, noisy: Tensor, t: Tensor, text: Tensor) -> UNet2DConditionOutput:
+    def forward(self,
+        noisy: Tensor, # (n, channels, size, size) folded pictures
+        t: Tensor,     # (n,) levels
+        text: Tensor,  # (n, words, width) vectors
+    ) -> UNet2DConditionOutput:
         "What it takes for the velocity, (n, channels, size, size)."
         told = torch.cat([self.level(t.to(noisy.device).expand(len(noisy))), text.flatten(1)], 1)
         h = self.begin(noisy.flatten(1))
@@ -157,10 +161,12 @@ def _spoken(pictures: Pictures, generator: torch.Generator) -> list[str]:
 
 # %% ../../nbs/tlora/05_personalise.ipynb #f4b1a54d
 def pretrain(
-    pictures: Pictures,
-    steps: int = 500, batch: int = 64, learning_rate: float = 2e-3,
-    seed: int = 0,
-    **settings,      # of `TextToImage`
+    pictures: Pictures,          # with their words
+    steps: int = 500,            # updates of the weights
+    batch: int = 64,             # pictures of a step
+    learning_rate: float = 2e-3, # largest rate of the cosine
+    seed: int = 0,               # of everything random
+    **settings: object,          # of `TextToImage`
 ) -> TextToImage:
     "A model that knows the words of `pictures`."
     words = (*pictures.style_words, *" ".join(pictures.class_words).split())
@@ -194,12 +200,12 @@ def _guided(self: TextToImage, z, t, text, edges, guidance) -> Tensor: # as z
 @patch
 @torch.no_grad()
 def paint(self: TextToImage,
-    prompts: list[str],
-    steps: int = 20,         # of DDIM
-    guidance: float = 3.0,   # 1 is the plain model
-    seed: int = 0,
+    prompts: list[str],          # one for each picture
+    steps: int = 20,             # of DDIM
+    guidance: float = 3.0,       # 1 is the plain model
+    seed: int = 0,               # of the noise
     edges: Tensor | None = None, # (n, 1, size, size), for a control net
-) -> Tensor:                 # (n, channels, size, size) in [-1, 1]
+) -> Tensor:                     # (n, channels, size, size) in [-1, 1]
     "A picture for each prompt. `ValueError` for no prompt, and for edges that nobody can read."
     _check_prompts(prompts, edges)
     way, config = DDIMScheduler.from_config(self.noise.config), self.unet.config
@@ -214,21 +220,24 @@ def paint(self: TextToImage,
 
 # %% ../../nbs/tlora/05_personalise.ipynb #be49d74a
 def dco_loss(
-    loss: Tensor,      # (n,) of the adapted model, equation (1)
-    reference: Tensor, # (n,) of the old one
-    beta: float = 1000.0,
+    loss: Tensor,         # (n,) of the adapted model, equation (1)
+    reference: Tensor,    # (n,) of the old one
+    beta: float = 1000.0, # strength β
 ) -> Tensor:
     "Equation (2), averaged over the batch (arXiv 2402.12004)."
     return -logsigmoid(-beta * (loss - reference)).mean()
 
 # %% ../../nbs/tlora/05_personalise.ipynb #a8810747
 def personalise(
-    model: TextToImage,        # pre-trained; it is not changed
-    subject: Pictures,
-    config: PeftConfig | None, # the adapter, None for the whole UNet
-    steps: int = 150, batch: int = 4, learning_rate: float = 1e-3,
+    model: TextToImage,          # pre-trained; it is not changed
+    subject: Pictures,           # a few of it
+    config: PeftConfig | None,   # the adapter, None for the whole UNet
+    steps: int = 150,            # updates of the weights
+    batch: int = 4,              # pictures of a step
+    learning_rate: float = 1e-3, # of AdamW
     beta: float | None = 1000.0, # of equation (2); None is the plain loss (1)
-    word: str = "sks", seed: int = 0,
+    word: str = "sks",           # that shall mean the subject
+    seed: int = 0,               # of everything random
 ) -> TextToImage:
     "A copy that connects `word` with the subject. `ValueError` for an unknown word or no pictures."
     known = ", ".join(model.vocabulary)
@@ -269,9 +278,10 @@ def _convolution(before, after):
 class Judge(nn.Module):
     "Features, class and style of a picture."
     def __init__(self,
-        channels: int,                # of the pictures
-        n_classes: int, n_styles: int,
-        width: int = 32,              # channels of the first layers
+        channels: int,   # of the pictures
+        n_classes: int,  # words of class
+        n_styles: int,   # words of style
+        width: int = 32, # channels of the first layers
     ):
         super().__init__()
         small = *_convolution(channels, width), *_convolution(width, width), nn.MaxPool2d(2)
@@ -287,9 +297,11 @@ class Judge(nn.Module):
 
 # %% ../../nbs/tlora/05_personalise.ipynb #fb6d3348
 def train_judge(
-    pictures: Pictures,
-    steps: int = 400, batch: int = 128, seed: int = 0,
-) -> Judge: # in evaluation mode, frozen
+    pictures: Pictures, # of all classes and styles
+    steps: int = 400,   # updates of the weights
+    batch: int = 128,   # pictures of a step
+    seed: int = 0,      # of everything random
+) -> Judge:             # in evaluation mode, frozen
     "A judge of the classes and styles of `pictures`."
     g = torch.Generator().manual_seed(seed)
     def draw(number, _):
@@ -331,10 +343,15 @@ def _drift(new, old, prompts, steps, seed):
 
 # %% ../../nbs/tlora/05_personalise.ipynb #4f1ad52d
 def evaluate(
-    new: TextToImage, old: TextToImage, judge: Judge, subject: Pictures,
-    style: int,          # position of the subject's style among the judge's
-    n: int = 4,          # pictures per prompt with the word
-    steps: int = 15, seed: int = 0, word: str = "sks",
+    new: TextToImage,  # after `personalise`
+    old: TextToImage,  # before it
+    judge: Judge,      # of `train_judge`
+    subject: Pictures, # that was learned
+    style: int,        # position of the subject's style among the judge's
+    n: int = 4,        # pictures per prompt with the word
+    steps: int = 15,   # of the sampler
+    seed: int = 0,     # of the noise
+    word: str = "sks", # that means the subject
 ) -> dict:
     "The six figures above. `ValueError` for fewer than two pictures per prompt."
     if n < 2: raise ValueError(f"n is {n}; diversity needs 2 pictures per prompt or more")

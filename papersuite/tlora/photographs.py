@@ -24,9 +24,9 @@ TOKEN = "sks"
 _SOURCE = "https://github.com/google/dreambooth (folder dataset)"
 
 def read_picture(
-    path: str | Path,
-    size: int,      # pixels
-) -> Tensor:        # (3, size, size) in [0, 1]
+    path: str | Path, # of a file that Pillow reads
+    size: int,        # pixels
+) -> Tensor:          # (3, size, size) in [0, 1]
     "The central square of a picture."
     from PIL import Image, ImageOps
     with Image.open(path) as opened:
@@ -35,8 +35,8 @@ def read_picture(
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
 
 def write_picture(
-    picture: Tensor, # (3, height, width) in [0, 1]
-    path: str | Path,
+    picture: Tensor,  # (3, height, width) in [0, 1]
+    path: str | Path, # of a PNG
 ):
     "Save a picture as PNG."
     from PIL import Image
@@ -54,10 +54,10 @@ def subject_pictures(
 
 # %% ../../nbs/tlora/07b_photographs.ipynb #dc728813
 def evaluation_prompts(
-    class_word: str,
-    count: int,    # the first so many
-    token: str = TOKEN,
-) -> list:         # of strings such as "a sks dog in the snow"
+    class_word: str,    # such as dog
+    count: int,         # the first so many
+    token: str = TOKEN, # that means the subject
+) -> list:              # of strings such as "a sks dog in the snow"
     "Prompts that DreamBooth tests a class with. `DataUnavailable` without them, `ValueError` for none."
     if count < 1: raise ValueError(f"{count} prompts were asked for; at least 1 is needed")
     text = local_file("dreambooth/prompts_and_classes.txt", _SOURCE).read_text()
@@ -67,9 +67,9 @@ def evaluation_prompts(
     return [prompt.format(token, class_word) for prompt in found[:count]]
 
 def without_token(
-    prompt: str,
-    token: str = TOKEN,
-) -> str:          # "a dog in the snow"
+    prompt: str,        # with the token
+    token: str = TOKEN, # that means the subject
+) -> str:               # "a dog in the snow"
     "The prompt as CLIP-T reads it, which knows nothing of the token."
     return " ".join(word for word in prompt.split() if word != token)
 

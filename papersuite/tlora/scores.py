@@ -16,7 +16,7 @@ from .photographs import drawing_of, read_picture, subject_pictures, without_tok
 from ..core.data import load_pretrained
 from .weights import HUB
 from pathlib import Path
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 # %% ../../nbs/tlora/07c_scores.ipynb #9a17ab07
@@ -40,9 +40,10 @@ def load_judges() -> dict: # name -> model, processor, and for CLIP a tokenizer
 # %% ../../nbs/tlora/07c_scores.ipynb #b6bd23e3
 @torch.no_grad()
 def image_features(
-    pictures,      # (3, height, width) tensors in [0, 1]
-    model, processor,
-) -> Tensor:       # (n, d): CLIP's embedding, or the class token of a DINO
+    pictures: list,    # (3, height, width) tensors in [0, 1]
+    model: nn.Module,  # a judge of `load_judges`
+    processor: object, # of the same judge
+) -> Tensor:           # (n, d): CLIP's embedding, or the class token of a DINO
     "Features of pictures, on the processor."
     raw = [(255 * picture).round().byte().permute(1, 2, 0).cpu().numpy() for picture in pictures]
     values = [processor(images=image, return_tensors="pt")["pixel_values"] for image in raw]
@@ -54,9 +55,9 @@ def image_features(
 
 @torch.no_grad()
 def text_features(
-    prompts: list,
-    model, tokenizer, # of CLIP
-) -> Tensor:          # (n, d)
+    prompts: list,                       # texts
+    model: nn.Module, tokenizer: object, # of CLIP
+) -> Tensor:                             # (n, d)
     "CLIP's embedding of prompts, on the processor."
     words = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(model.device)
     out = model.get_text_features(**words)
@@ -64,11 +65,11 @@ def text_features(
 
 # %% ../../nbs/tlora/07c_scores.ipynb #4d7532b4
 def subject_scores(
-    references,     # photographs, (3, height, width) in [0, 1]
-    painted,        # the same
-    prompts: list,  # of the painted ones, without the token
-    judges: dict,   # `load_judges()`
-) -> dict:          # DINO, DINOv2, CLIP-I, CLIP-T, and how many pictures were black
+    references: list, # photographs, (3, height, width) in [0, 1]
+    painted: list,    # the same
+    prompts: list,    # of the painted ones, without the token
+    judges: dict,     # `load_judges()`
+) -> dict:            # DINO, DINOv2, CLIP-I, CLIP-T, and how many pictures were black
     "How like the subject the paintings are, and how like their prompts. `ValueError` if all are black."
     pictures, words = _visible(painted, prompts)
     scores = {}

@@ -28,7 +28,9 @@ _all_ = [
 # %% ../../nbs/tlora/01_tuner.ipynb #d12053f9
 PEFT_NEEDED = "0.21"
 
-def check_peft(version: str = peft_version):
+def check_peft(
+    version: str = peft_version, # of peft
+):
     "`ImportError` for a version of peft that could not save the adapter."
     if Version(version) >= Version(PEFT_NEEDED): return
     advice = f"install peft {PEFT_NEEDED} or newer"

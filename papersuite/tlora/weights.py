@@ -21,7 +21,9 @@ HUB = {
     "DINOv2": "facebook/dinov2-base", "CLIP": "openai/clip-vit-large-patch14"}
 
 # %% ../../nbs/tlora/07a_weights.ipynb #77eea931
-def check_model(model: str):
+def check_model(
+    model: str, # as a user gives it
+):
     "`ValueError` for a name that is neither sdxl nor sd15."
     if model not in ("sdxl", "sd15"): raise ValueError(f"model is {model!r}; use sdxl or sd15")
 
