@@ -20,16 +20,20 @@ try:
     import triton.language as tl
 except ImportError: triton = None
 
-# %% ../../nbs/kernels/02_polya_gamma.ipynb #a0fc69be
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #859b81d5
 def polya_gamma_mean(
     x: Tensor, # any shape
 ) -> Tensor:
     "Mean of PG(1, x), equation (2)."
-    safe = torch.where(x.abs() < 1e-2, torch.ones_like(x), x)
-    return torch.where(x.abs() < 1e-2, 0.25 - x**2 / 48 + x**4 / 480, torch.tanh(safe / 2) / (2 * safe))
+    near = x.abs() < 1e-2
+    safe = torch.where(near, torch.ones_like(x), x)
+    series = 0.25 - x**2 / 48 + x**4 / 480
+    return torch.where(near, series, torch.tanh(safe / 2) / (2 * safe))
 
-SERIES = (1 / 24, -1 / 120, 17 / 13440, -31 / 181440, 691 / 31933440, -5461 / 2075673600, 929569 / 2988969984000, -3202291 / 88921857024000,
-          221930581 / 54064489070592000)
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #a0fc69be
+SERIES = (
+    1 / 24, -1 / 120, 17 / 13440, -31 / 181440, 691 / 31933440, -5461 / 2075673600,
+    929569 / 2988969984000, -3202291 / 88921857024000, 221930581 / 54064489070592000)
 
 def polya_gamma_variance(
     x: Tensor, # any shape
@@ -42,19 +46,25 @@ def polya_gamma_variance(
     exact = (2 * torch.tanh(safe / 2) - safe * 4 * decay / (1 + decay) ** 2) / (4 * safe**3)
     return torch.where(z < 0.5, near, exact)
 
-# %% ../../nbs/kernels/02_polya_gamma.ipynb #586e9f62
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #a0d12bc7
 if triton is not None:
     @triton.jit
-    def _exponential(seed, lane): return -tl.log(1.0 - tl.rand(seed, lane).to(tl.float64))
+    def _uniform(seed, lane): return tl.rand(seed, lane).to(tl.float64)
+
+    @triton.jit
+    def _exponential(seed, lane): return -tl.log(1.0 - _uniform(seed, lane))
 
     @triton.jit
     def _normal_cdf(x): return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
 
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #586e9f62
+if triton is not None:
     @triton.jit
     def _left_proposal(z, seed, lane):
         "One try at an inverse Gaussian (mean 1/z) below t: the value and whether it counts."
         t = 0.64
-        first, second, u = _exponential(seed, lane), _exponential(seed + 1, lane), tl.rand(seed + 2, lane).to(tl.float64)
+        first, second = _exponential(seed, lane), _exponential(seed + 1, lane)
+        u = _uniform(seed + 2, lane)
         x = t / ((1.0 + t * first) * (1.0 + t * first))
         fits = (first * first <= 2.0 * second / t) & (u <= tl.exp(-0.5 * z * z * x))
         mu, normal = 1.0 / tl.maximum(z, 1e-12), tl.randn(seed + 3, lane).to(tl.float64)
@@ -85,6 +95,28 @@ if triton is not None:
             state = tl.where((state == 0) & crossed, -sign, state)
         return state >= 0
 
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #383721a9
+if triton is not None:
+    @triton.jit
+    def _right_share(z, rate):
+        "Probability p / (p + q) of (4) that a proposal comes from the right of t."
+        t = 0.64
+        p = 1.5707963267948966 / rate * tl.exp(z - rate * t)
+        far = tl.exp(2.0 * tl.minimum(z, 30.0)) * _normal_cdf(-(t * z + 1.0) / 0.8)
+        return p / (p + 2.0 * (_normal_cdf((t * z - 1.0) / 0.8) + far))
+
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #206ee854
+if triton is not None:
+    @triton.jit
+    def _one_try(z, rate, share, left, seed, lane):
+        "A value for each lane, whether it is accepted, and whether the lane stays on the left."
+        left = left | (_uniform(seed, lane) >= share)
+        near, fits = _left_proposal(z, seed + 1, lane)
+        x = tl.where(left, near, 0.64 + _exponential(seed + 5, lane) / rate)
+        proposed = fits | (left == 0)
+        accepted = proposed & _decided(tl.maximum(x, 1e-300), _uniform(seed + 6, lane))
+        return x, accepted, left & (proposed == 0)
+
 # %% ../../nbs/kernels/02_polya_gamma.ipynb #1965e10c
 if triton is not None:
     @triton.jit
@@ -92,24 +124,33 @@ if triton is not None:
         lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = lane < n
         z = 0.5 * tl.abs(tl.load(x_in + lane, mask=inside, other=0).to(tl.float64))
-        rate, t = 1.2337005501361697 + 0.5 * z * z, 0.64
-        p = 1.5707963267948966 / rate * tl.exp(z - rate * t)
-        far = tl.exp(2.0 * tl.minimum(z, 30.0)) * _normal_cdf(-(t * z + 1.0) / 0.8)
-        share = p / (p + 2.0 * (_normal_cdf((t * z - 1.0) / 0.8) + far))
+        rate = 1.2337005501361697 + 0.5 * z * z
+        share = _right_share(z, rate)
         result, pending, left, rounds = tl.zeros_like(z), inside, lane < 0, 0
         while (tl.max(pending.to(tl.int32), 0) > 0) & (rounds < 10_000):
-            left = left | (tl.rand(seed, lane).to(tl.float64) >= share)
-            near, fits = _left_proposal(z, seed + 1, lane)
-            x = tl.where(left, near, t + _exponential(seed + 5, lane) / rate)
-            proposed = fits | (left == 0)
-            accepted = proposed & _decided(tl.maximum(x, 1e-300), tl.rand(seed + 6, lane).to(tl.float64))
+            x, accepted, left = _one_try(z, rate, share, left, seed, lane)
             result = tl.where(pending & accepted, x, result)
             pending = pending & (accepted == 0)
-            left = left & (proposed == 0)  # a rejected proposal chooses its side anew, a failed try does not
             seed += 7
             rounds += 1
         result = tl.where(pending, float("nan"), result)  # never seen; better than a GPU that hangs
         tl.store(out + lane, (0.25 * result).to(out.dtype.element_ty), mask=inside)
+
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #cffbe6cf
+def _batch_seed(generator: torch.Generator | None) -> int:
+    "One number of `generator`, or of PyTorch's own, that seeds a batch of draws."
+    device = generator.device if generator is not None else "cpu"
+    two = torch.randint(2**31 - 1, (2,), generator=generator, device=device).double()
+    weights = torch.tensor([1.0, 2.0**21], dtype=torch.float64, device=device)
+    return int(two @ weights)
+
+# %% ../../nbs/kernels/02_polya_gamma.ipynb #134d4cbe
+def _draw_by_kernel(x: Tensor, seed: int) -> Tensor:
+    "A draw for each entry of `x`, by the Triton kernel."
+    flat, out = x.detach().contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    def blocks(meta): return (triton.cdiv(x.numel(), meta["BLOCK"]),)
+    _polya_gamma_kernel[blocks](flat, out, seed, x.numel(), BLOCK=256 if x.is_cuda else 4096)
+    return out
 
 # %% ../../nbs/kernels/02_polya_gamma.ipynb #479498df
 def polya_gamma(
@@ -119,12 +160,9 @@ def polya_gamma(
     "Independent draws from PG(1, x). `ValueError` for NaN or infinite x, `TypeError` for integers."
     if not x.is_floating_point(): raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
     if not bool(torch.isfinite(x).all()): raise ValueError("x holds NaN or infinite values")
-    device = generator.device if generator is not None else "cpu"
-    seed = int(torch.randint(2**31 - 1, (2,), generator=generator, device=device).double() @ torch.tensor([1.0, 2.0**21], dtype=torch.float64, device=device))
-    if use_triton(x) and x.numel():
-        flat, out = x.detach().contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        _polya_gamma_kernel[lambda grid: (triton.cdiv(x.numel(), grid["BLOCK"]),)](flat, out, seed, x.numel(), BLOCK=256 if x.is_cuda else 4096)
-        return out
+    seed = _batch_seed(generator)
+    if use_triton(x) and x.numel(): return _draw_by_kernel(x, seed)
     from polyagamma import random_polyagamma
-    draws = random_polyagamma(1.0, x.detach().double().cpu().numpy(), method="devroye", random_state=np.random.default_rng(seed))
+    z, numbers = x.detach().double().cpu().numpy(), np.random.default_rng(seed)
+    draws = random_polyagamma(1.0, z, method="devroye", random_state=numbers)
     return torch.as_tensor(np.asarray(draws)).reshape(x.shape).to(x)
