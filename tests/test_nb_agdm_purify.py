@@ -48,39 +48,41 @@ def test_every_level_visited_is_the_ancestral_sampler():
 # nbs/agdm/02_purify.ipynb #697bae80
 def test_a_guided_gaussian_chain_has_the_mean_that_theory_says():
     torch.manual_seed(0)
-    scheduler, start = DDPMScheduler(1000), torch.full((40_000, 1, 1, 1), 0.7, dtype=torch.float64)
-    shares = scheduler.alphas_cumprod.double()
-    exact = lambda x, t, return_dict: ((1 - shares[t[0]]).sqrt() * x,) # the network for standard normal images
-    noise = lambda: torch.randn_like(start)
-    chain = Chain(exact, PixelGuide(), levels(scheduler, 300, 4), 0.8, "full", noise)
+    start = torch.full((40_000, 1, 1, 1), 0.7, dtype=torch.float64)
+    shares = DDPMScheduler(1000).alphas_cumprod.double()
+    def exact(x, t, return_dict): return ((1 - shares[t[0]]).sqrt() * x,) # for standard normal images
+    def noise(): return torch.randn_like(start)
+    chain = Chain(exact, PixelGuide(), levels(DDPMScheduler(1000), 300, 4), 0.8, "full", noise)
     signal = chain.levels.signal
-    x, mean = diffuse(start, signal[0], noise()), 0.7 * signal[0] ** 0.5
+    x = diffuse(start, signal[0], noise())
+    mean = 0.7 * signal[0] ** 0.5
     for k, (before, after) in enumerate(zip(signal, signal[1:])):
         x = chain.step(k, x, start, *chain.draw(k))
         v = step_variance(before, after)
-        plain = after**0.5 * before**0.5 + max(1 - after - v, 0) ** 0.5 * (1 - before) ** 0.5
-        pull = 2 * 0.8 * v
+        plain = (after * before) ** 0.5 + (max(1 - after - v, 0) * (1 - before)) ** 0.5
+        pull = 1.6 * v # 2 s v
         mean = (plain - pull) * mean + pull * before**0.5 * 0.7
-    test_close(x.mean().item(), mean, eps=4 * x.std().item() / len(x) ** 0.5) # four standard errors
+    test_close(x.mean(), mean, eps=4 * x.std() / len(x) ** 0.5) # four standard errors
 
 
 # nbs/agdm/02_purify.ipynb #85546fc3
 def test_a_guided_gaussian_chain_has_the_variance_that_theory_says():
     torch.manual_seed(0)
-    scheduler, start = DDPMScheduler(1000), torch.full((40_000, 1, 1, 1), 0.7, dtype=torch.float64)
-    shares = scheduler.alphas_cumprod.double()
-    exact = lambda x, t, return_dict: ((1 - shares[t[0]]).sqrt() * x,) # the network for standard normal images
-    noise = lambda: torch.randn_like(start)
-    chain = Chain(exact, PixelGuide(), levels(scheduler, 300, 4), 0.8, "full", noise)
+    start = torch.full((40_000, 1, 1, 1), 0.7, dtype=torch.float64)
+    shares = DDPMScheduler(1000).alphas_cumprod.double()
+    def exact(x, t, return_dict): return ((1 - shares[t[0]]).sqrt() * x,) # for standard normal images
+    def noise(): return torch.randn_like(start)
+    chain = Chain(exact, PixelGuide(), levels(DDPMScheduler(1000), 300, 4), 0.8, "full", noise)
     signal = chain.levels.signal
-    x, variance = diffuse(start, signal[0], noise()), 1 - signal[0]
+    x = diffuse(start, signal[0], noise())
+    variance = 1 - signal[0]
     for k, (before, after) in enumerate(zip(signal, signal[1:])):
         x = chain.step(k, x, start, *chain.draw(k))
         v = step_variance(before, after)
-        plain = after**0.5 * before**0.5 + max(1 - after - v, 0) ** 0.5 * (1 - before) ** 0.5
-        pull = 2 * 0.8 * v
+        plain = (after * before) ** 0.5 + (max(1 - after - v, 0) * (1 - before)) ** 0.5
+        pull = 1.6 * v # 2 s v
         variance = (plain - pull) ** 2 * variance + pull**2 * (1 - before) + v
-    test_close(x.var().item(), variance, eps=4 * variance * (2 / len(x)) ** 0.5) # four standard errors
+    test_close(x.var(), variance, eps=4 * variance * (2 / 40_000) ** 0.5) # four standard errors
 
 
 # nbs/agdm/02_purify.ipynb #45a69925
