@@ -27,8 +27,8 @@ def __getattr__(name):
 # %% ../../nbs/language/03_init.ipynb #f5f5c4be
 if TYPE_CHECKING:
     from papersuite.language.models import (
-    SentenceEncoder, load_causal_lm, sentence_encoder, tiny_language_model)
-    from papersuite.language.models import tiny_sentence_encoder, write_gguf
+        SentenceEncoder, load_causal_lm, sentence_encoder, tiny_language_model, tiny_sentence_encoder,
+        write_gguf)
     from papersuite.language.serve import GGUFServer, serve_gguf
 
 # %% ../../nbs/language/03_init.ipynb #d44f0748
