@@ -52,7 +52,9 @@ def test_a_figure_keeps_its_numbers():
 def test_a_grid_remembers_finished_rows_and_keeps_its_order():
     with tempfile.TemporaryDirectory() as d, mock.dict(os.environ, {"PAPERSUITE_MEMORY": d}):
         lab = Experiment("x", "smoke", [0], folder=d)
-        def square(x, log=d): Path(log, f"ran-{x}").write_text(""); return x * x
+        def square(x, log=d):
+            Path(log, f"ran-{x}").write_text("")
+            return x * x
         test_eq(lab.map(square, [{"x": i} for i in (3, 1, 2)]), [9, 1, 4])
         for f in Path(d).glob("ran-*"): f.unlink()
         test_eq(lab.map(square, [{"x": i} for i in (1, 3, 5)]), [1, 9, 25])
