@@ -5,6 +5,7 @@ import tempfile
 from unittest.mock import patch as mock
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from fastcore.test import test_eq, test_fail
 from papersuite.core.results import Rule, UNDECIDED, read_record
 import papersuite.core.experiment as _module
@@ -37,12 +38,15 @@ def test_a_record_survives_the_round_trip_and_a_cell_run_twice():
 
 # nbs/core/02a_experiment.ipynb #580c87ea
 def test_a_figure_keeps_its_numbers():
+    table = pd.DataFrame({"x": np.array([1, 2]), "y": [3.0, np.nan]})
     with tempfile.TemporaryDirectory() as d:
         lab = Experiment("tensor_star", "smoke", seeds=[0], folder=d)
-        fig, ax = plt.subplots(); ax.plot([1, 2], [3, 4]); plt.close(fig)
-        lab.figure(fig, "line", "A line.", {"x": np.array([1, 2]), "y": [3, np.float64(4)]})
+        fig, ax = plt.subplots()
+        ax.plot([1, 2], [3, 4])
+        plt.close(fig)
+        lab.figure(fig, "line", "A line.", {"x": np.array([1, 2]), "y": [3, np.float64(4)], "table": table})
         saved = json.loads((Path(d)/"figures/line.json").read_text())
-        test_eq(saved["numbers"], {"x": [1, 2], "y": [3, 4.0]})
+        test_eq(saved["numbers"], {"x": [1, 2], "y": [3, 4.0], "table": {"x": [1, 2], "y": [3.0, None]}})
         test_eq((Path(d)/"figures/line.png").read_bytes()[:4], b"\x89PNG")
         test_eq(lab.figures[0]["file"], "figures/line.png")
         test_fail(lambda: lab.figure(fig, "a/b", "", {}), contains="letters, digits")

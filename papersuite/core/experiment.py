@@ -106,7 +106,7 @@ def figure(self: Experiment,
     fig: object,          # a matplotlib figure
     label: str,           # file name without ending, such as "compression"
     caption: str,         # one sentence: what the reader should see
-    numbers: dict | list, # what was plotted; arrays become lists
+    numbers: object,      # what was plotted: a table, or a dict or list of numbers and arrays
 ):
     "Save `fig` as PNG (150 dpi) and `numbers` as JSON, atomically, and list it in the record."
     if not re.fullmatch(r"[\w-]+", label):
@@ -121,9 +121,10 @@ def figure(self: Experiment,
 
 # %% ../../nbs/core/02a_experiment.ipynb #6eb60c93
 def _plain(x):
-    "Arrays and NumPy scalars as JSON knows them."
+    "Tables, arrays and NumPy scalars as JSON knows them."
+    if hasattr(x, "notna"): return x.astype(object).where(x.notna(), None).to_dict("list")
     if hasattr(x, "tolist"): return x.tolist()
-    raise TypeError(f"{type(x).__name__} in the numbers of a figure; give floats, lists, dicts or arrays")
+    raise TypeError(f"{type(x).__name__} in the numbers of a figure; give floats, lists, dicts, arrays or tables")
 
 # %% ../../nbs/core/02a_experiment.ipynb #292a80a3
 def tell_progress(

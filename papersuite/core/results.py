@@ -122,6 +122,11 @@ def figure(self: Claim) -> str:
     if v.size == 1: return f"{v.mean():.4g} (1 seed)"
     return f"{v.mean():.4g} ± {v.std(ddof=1):.2g} ({v.size} seeds)"
 
+@patch
+def __str__(self: Claim) -> str:
+    "Key, our figure and the verdict in a line."
+    return f"{self.key}: {self.figure}; {self.verdict}"
+
 # %% ../../nbs/core/01_results.ipynb #ea10de21
 @patch
 def to_dict(self: Claim,
