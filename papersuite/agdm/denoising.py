@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 # %% ../../nbs/agdm/03_denoising.ipynb #e5cc1276
 def denoising_loss(
-    unet: nn.Module, # like diffusers' `UNet2DModel`
-    scheduler,       # of diffusers; its prediction_type is "epsilon" or "v_prediction"
-    x: Tensor,       # (n, channels, h, w) in [0, 1]
-    highest: int | None = None, # times are below it; None: all of the scheduler's
+    unet: nn.Module,                        # like diffusers' `UNet2DModel`
+    scheduler: object,                      # of diffusers; its prediction_type is "epsilon" or "v_prediction"
+    x: Tensor,                              # (n, channels, h, w) in [0, 1]
+    highest: int | None = None,             # times are below it; None: all of the scheduler's
     generator: torch.Generator | None = None, # of noise and times; None: torch's own
-) -> Tensor:         # scalar
+) -> Tensor:                                # scalar
     """Equation (1), or its counterpart for velocities (arXiv 2202.00512). `ValueError` for other predictions
     or times."""
     kind, last = scheduler.config.prediction_type, scheduler.config.num_train_timesteps

@@ -23,7 +23,7 @@ class Levels:
 
 # %% ../../nbs/agdm/00_diffusion.ipynb #383b8dd2
 def levels(
-    scheduler,                # of diffusers: anything with `betas` and `config.prediction_type`
+    scheduler: object,        # of diffusers: anything with `betas` and `config.prediction_type`
     start: int,               # t*, the number of steps of noise; 1 to the schedule's length
     steps: int | None = None, # K, 1 to t*; None: t*
 ) -> Levels:

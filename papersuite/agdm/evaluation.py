@@ -37,11 +37,17 @@ def views(self: PurifiedClassifier) -> dict[str, View]:
 # %% ../../nbs/agdm/05_evaluation.ipynb #84f5dcc3
 class Mixture(nn.Module):
     "Mean probability of a purified classifier and another network, equation (1), as logarithms."
-    def __init__(self, defence: PurifiedClassifier, network: nn.Module):
+    def __init__(self,
+        defence: PurifiedClassifier, # the purified half
+        network: nn.Module,          # the other half, of the same images
+    ):
         super().__init__()
         self.defence, self.network = defence, network
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self,
+        x: Tensor, # (n, channels, height, width) in [0, 1]
+    ) -> Tensor:
+        "Logarithms of the mean probabilities, (n, classes)."
         both = torch.stack([self.defence(x), self.network(x)]).log_softmax(-1)
         return both.logsumexp(0) - math.log(2)
 
@@ -85,7 +91,7 @@ def defence(
 
 # %% ../../nbs/agdm/05_evaluation.ipynb #0376094f
 def purified(
-    parts: Parts,
+    parts: Parts,           # what a defence is made of
     pull: nn.Module | None, # what guides; None: nothing
 ) -> PurifiedClassifier:
     "The classifier behind the sampler."
@@ -97,45 +103,61 @@ def purified(
 
 # %% ../../nbs/agdm/05_evaluation.ipynb #30427d7f
 @defence("undefended")
-def undefended(parts: Parts) -> nn.Module:
+def undefended(
+    parts: Parts, # what a defence is made of
+) -> nn.Module:
     "The classifier alone."
     return parts.classifier
 
 @defence("guide", needs_guide=True)
-def guide_alone(parts: Parts) -> nn.Module:
+def guide_alone(
+    parts: Parts, # what a defence is made of
+) -> nn.Module:
     "The guide's network alone."
     return parts.guide.network
 
 @defence("diffpure")
-def diffpure(parts: Parts) -> PurifiedClassifier:
+def diffpure(
+    parts: Parts, # what a defence is made of
+) -> PurifiedClassifier:
     "Plain purification (arXiv 2205.07460)."
     return purified(parts, None)
 
 @defence("mixture", needs_guide=True)
-def mixture(parts: Parts) -> Mixture:
+def mixture(
+    parts: Parts, # what a defence is made of
+) -> Mixture:
     "Plain purification, averaged with the guide, equation (1)."
     return Mixture(purified(parts, None), parts.guide.network).eval()
 
 # %% ../../nbs/agdm/05_evaluation.ipynb #735499e1
 @defence("gdmp", scaled=True)
-def gdmp(parts: Parts) -> PurifiedClassifier:
+def gdmp(
+    parts: Parts, # what a defence is made of
+) -> PurifiedClassifier:
     "Guided by the pixels of the input (arXiv 2205.14969)."
     return purified(parts, PixelGuide())
 
 @defence("coup", scaled=True)
-def coup(parts: Parts) -> PurifiedClassifier:
+def coup(
+    parts: Parts, # what a defence is made of
+) -> PurifiedClassifier:
     "Guided by the classifier's own confidence (arXiv 2408.05900)."
     return purified(parts, Guide(parts.classifier, label="confidence", latent_weight=0.0))
 
 # %% ../../nbs/agdm/05_evaluation.ipynb #b030f508
 @defence("standard", needs_guide=True, scaled=True)
-def standard(parts: Parts) -> PurifiedClassifier:
+def standard(
+    parts: Parts, # what a defence is made of
+) -> PurifiedClassifier:
     "Guided by the standard classifier, with the guide's own choices."
     choices = {k: parts.guide.config[k] for k in ("distance", "label", "latent_weight", "label_weight", "at")}
     return purified(parts, Guide(parts.classifier, **choices))
 
 @defence("agdm", needs_guide=True, scaled=True)
-def agdm(parts: Parts) -> PurifiedClassifier:
+def agdm(
+    parts: Parts, # what a defence is made of
+) -> PurifiedClassifier:
     "Guided by the adversarially trained network (arXiv 2403.16067)."
     return purified(parts, parts.guide)
 
@@ -144,10 +166,10 @@ def build_defence(
     name: str,             # a key of `DEFENCES`
     classifier: nn.Module, # (n, c, h, w) in [0, 1] -> (n, classes) logits
     unet: nn.Module,       # as `GuidedPurificationPipeline` takes it
-    scheduler,             # of diffusers
+    scheduler: object,     # of diffusers
     guide: Guide | None,   # needed by some
     scale: float = 0.0,    # s; not used where nothing guides
-    **settings,            # of `PurifiedClassifier`
+    **settings: object,    # of `PurifiedClassifier`
 ) -> nn.Module:            # (n, c, h, w) in [0, 1] -> (n, classes) logits
     "A defence. `InvalidArgument` for another name, `ValueError` for one that needs a guide and has none."
     entry = DEFENCES[one_of("defence", name, DEFENCES)]

@@ -68,13 +68,15 @@ def _label(defence: tuple) -> str: # such as "agdm 30"
 @dataclass
 class Networks:
     "The parts of every defence."
-    classifier: nn.Module
-    unet: nn.Module
+    classifier: nn.Module      # that is defended
+    unet: nn.Module            # of the diffusion
     scheduler: object          # of diffusers
-    guide: Guide | None = None
+    guide: Guide | None = None # None: no guided defence
     highest: int | None = None # level of noise that the UNet has learned, where that is known
 
-    def to(self, device) -> "Networks":
+    def to(self,
+        device: str | torch.device, # where they shall be
+    ) -> "Networks":
         "All of them on a device, not to be trained."
         for part in (self.classifier, self.unet, self.guide):
             if part is not None: part.to(device).requires_grad_(False).eval()
@@ -144,7 +146,7 @@ class Evaluation:
 def defence(self: Evaluation,
     name: str,    # a key of `DEFENCES`
     scale: float, # of its guidance
-    n: Networks,
+    n: Networks,  # that it is built from
 ) -> nn.Module:
     "A defence with the chain of this evaluation. `ValueError` if it needs a guide and there is none."
     if DEFENCES[name].needs_guide and n.guide is None:
@@ -154,7 +156,9 @@ def defence(self: Evaluation,
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #70fcac91
 @patch
-def pictures(self: Evaluation, networks: Networks) -> Images:
+def pictures(self: Evaluation,
+    networks: Networks, # whose classifier may have to be right
+) -> Images:
     "The images to attack, in the diffusion model's size. `ValueError` for a network that does not fit."
     size = networks.unet.config.sample_size
     if not isinstance(size, int): size = size[0]
@@ -173,7 +177,10 @@ def _drawn(self: Evaluation, size):
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #b53ea878
 @patch
-def check(self: Evaluation, n: Networks, images: Images):
+def check(self: Evaluation,
+    n: Networks,    # that are used
+    images: Images, # that are attacked
+):
     "Refuse networks that do not fit. `ValueError` in a sentence."
     channels, wanted = images.shape[0], n.unet.config.in_channels
     if n.highest is not None and self.start > n.highest:
@@ -186,19 +193,22 @@ def check(self: Evaluation, n: Networks, images: Images):
     self._check_answers("classifier", n.classifier, images)
     if n.guide is not None: self._check_answers("guide", n.guide.network, images)
 
+# %% ../../nbs/agdm/07_full_evaluation.ipynb #6bc8ab3e
 @patch
 def _check_answers(self: Evaluation, name, network, images):
     "Refuse a network that does not take the images, or that has other classes."
     place = next(network.parameters()).device
     try: classes = network(images.pixels[:1].to(place)).shape[1]
     except (ValueError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"the {name} does not take images of {self.data}: {why}") from None
+        why = f"the {name} does not take images of {self.data}: {str(error).splitlines()[0]}"
+        raise ValueError(why) from None
     if classes != len(images.names):
         raise ValueError(f"the {name} has {classes} classes, but {self.data} has {len(images.names)}")
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #fee838ec
-def checksum(network: nn.Module | None) -> int | None:
+def checksum(
+    network: nn.Module | None, # None has none
+) -> int | None:
     "CRC32 of all weights and buffers."
     if network is None: return None
     value = 0
@@ -225,8 +235,8 @@ def _record(found: WorstCase) -> str:
     return json.dumps({"failure": shares, "worst": found.failure_of_worst.tolist()} | cost) + "\n"
 
 def gather(
-    folder: str | Path,
-) -> dict: # attack -> (n,) shares of looks that failed; "worst": those of the worst attack of each image
+    folder: str | Path, # of `attack_batches`
+) -> dict:              # attack -> (n,) shares of failed looks; "worst": those of each image's worst attack
     "The results of a folder."
     batches = [json.loads(f.read_text()) for f in sorted(Path(folder).glob("[0-9]*.json"))]
     shares = [b["failure"] | {"worst": b["worst"]} for b in batches]
@@ -234,11 +244,11 @@ def gather(
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #11357c47
 def attack_batches(
-    defence: nn.Module,
-    threat: Threat,
-    images: Images,
+    defence: nn.Module, # that is attacked
+    threat: Threat,     # of the attacks
+    images: Images,     # that are attacked
     others: dict,       # name -> another network to attack from, as in `evaluate`
-    plan: Evaluation,
+    plan: Evaluation,   # the budget
     folder: str | Path, # of this defence and this threat
     about: dict,        # what the numbers belong to, of plain values
     title: str = "",    # of the progress bar
@@ -269,8 +279,8 @@ def tiny_evaluation() -> tuple: # a plan, networks, and five images
 
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #2f69fc99
 def summarise(
-    defence: str,
-    threat: str,
+    defence: str,                 # its name
+    threat: str,                  # its name
     found: dict,                  # of `gather`
     diffpure: dict | None = None, # of `gather`, for the same threat and images
 ) -> dict:                        # a row of the table, and what stands behind it
@@ -303,11 +313,11 @@ def print_rows(
 # %% ../../nbs/agdm/07_full_evaluation.ipynb #87233bd7
 @patch
 def run(self: Evaluation,
-    networks: Networks,
-    defences: list,      # of (name, scale)
-    threats: list,       # of `Threat`
-    folder: str | Path,  # gets a folder per defence and threat, and results.json
-) -> list:               # rows of `summarise`
+    networks: Networks, # that are used
+    defences: list,     # of (name, scale)
+    threats: list,      # of `Threat`
+    folder: str | Path, # gets a folder per defence and threat, and results.json
+) -> list:              # rows of `summarise`
     "Everything against everything, from where it was. `ValueError` before work starts."
     networks, folder = networks.to(pick_device()), Path(folder)
     images = self.pictures(networks)

@@ -94,8 +94,8 @@ def _start(settings: PictureSettings, plan: TrainingPlan, name: str, build) -> t
     with seeded(step_seed(plan.seed, zlib.crc32(name.encode()))): return build(len(images.names)), images
 
 def classifier_task(
-    settings: ClassifierSettings,
-    plan: TrainingPlan,
+    settings: ClassifierSettings, # of the command line
+    plan: TrainingPlan,           # of the training
 ) -> Task:
     "Cross entropy. `DataUnavailable` without the pictures."
     build = lambda classes: wide_resnet(settings.resnet, classes, False, settings.norm)
@@ -105,8 +105,8 @@ def classifier_task(
 
 # %% ../../nbs/agdm/08_full_size.ipynb #e0cc5c53
 def guide_task(
-    settings: GuideSettings,
-    plan: TrainingPlan,
+    settings: GuideSettings, # of the command line
+    plan: TrainingPlan,      # of the training
 ) -> Task:
     "TRADES (arXiv 1901.08573). `DataUnavailable` without the pictures."
     build = lambda classes: wide_resnet(settings.resnet, classes, True, settings.norm)
@@ -116,8 +116,8 @@ def guide_task(
     return picture_task(net, objective, images, settings.batch, ("crop", "flip"), finish)
 
 def denoiser_task(
-    settings: DenoiserSettings,
-    plan: TrainingPlan,
+    settings: DenoiserSettings, # of the command line
+    plan: TrainingPlan,         # of the training
 ) -> Task:
     "Denoising by least squares (arXiv 2006.11239). `DataUnavailable` without the pictures."
     build = lambda classes: ddpm_unet(settings.size, settings.widths)
@@ -128,7 +128,7 @@ def denoiser_task(
 # %% ../../nbs/agdm/08_full_size.ipynb #e090863a
 def accuracy(
     network: nn.Module, # (n, c, h, w) -> (n, classes) logits
-    images: Images,
+    images: Images,     # with their labels
     batch: int = 250,   # pictures at once
 ) -> float:
     "Share of right answers."

@@ -121,14 +121,14 @@ def log_density(self: Guide,
 
 # %% ../../nbs/agdm/01_guide.ipynb #85db6d58
 def guidance(
-    guide,             # a `Guide` or a `PixelGuide`
-    x: Tensor,         # (n, c, h, w) at the level
-    image: Tensor,     # (n, c, h, w) the diffusion model's estimate of the image in it
-    reference: Tensor, # (n, ...) of the guide, on the input
-    signal: float,     # ᾱ of the level
+    guide: object,                # a `Guide` or a `PixelGuide`
+    x: Tensor,                    # (n, c, h, w) at the level
+    image: Tensor,                # (n, c, h, w) the diffusion model's estimate of the image in it
+    reference: Tensor,            # (n, ...) of the guide, on the input
+    signal: float,                # ᾱ of the level
     noise: Tensor | None = None,  # standard normal like `x`, for a guide that needs noise
     differentiable: bool = False, # keep the graph, for second derivatives?
-) -> Tensor:           # (n, c, h, w)
+) -> Tensor:                      # (n, c, h, w)
     "g of equation (2), by xₜ; the noise that `image` was computed with counts as a constant."
     estimate = guide.config.at == "estimate"
     z, own = (image, 1.0) if estimate else (x, signal)
@@ -173,7 +173,7 @@ def log_density(self: PixelGuide,
 @patch
 def save_pretrained(self: Guide,
     save_directory: str | Path, # is made if it is missing
-    **options,                  # as in diffusers
+    **options: object,          # as in diffusers
 ):
     "Write choices and weights, and how to build the network if diffusers knows it."
     super(Guide, self).save_pretrained(save_directory, **options)
@@ -189,9 +189,9 @@ def _own_settings(config):
 
 # %% ../../nbs/agdm/01_guide.ipynb #51e0dc51
 def load_guide(
-    folder: str | Path, # that `save_pretrained` wrote
+    folder: str | Path,               # that `save_pretrained` wrote
     network: nn.Module | None = None, # for a guide whose network diffusers does not know
-):                      # `Guide` or `PixelGuide`, ready for use
+) -> nn.Module:                       # `Guide` or `PixelGuide`, ready for use
     "A saved guide. `FileNotFoundError` for a folder without one, `ValueError` if its network must be given."
     from safetensors.torch import load_file
     folder = Path(folder)

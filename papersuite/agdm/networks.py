@@ -27,7 +27,7 @@ from ..vision.networks import ResNet
 # %% ../../nbs/agdm/06_networks.ipynb #0fb7fe82
 def wide_resnet(
     name: str = "28-10",  # depth and width
-    classes: int = 10,
+    classes: int = 10,    # number of them
     smooth: bool = False, # SiLU in place of ReLU?
     norm: str = "batch",  # or "group"
 ) -> ResNet:
@@ -70,12 +70,19 @@ def ddpm_unet(
 # %% ../../nbs/agdm/06_networks.ipynb #b1534421
 class WithoutVariance(ModelMixin):
     "The noise of a UNet that predicts a variance, too (arXiv 2102.09672): its first half."
-    def __init__(self, unet: nn.Module):
+    def __init__(self,
+        unet: nn.Module, # with twice as many channels out as in
+    ):
         super().__init__()
         self.unet = unet
         self.config = FrozenDict({**unet.config, "out_channels": unet.config.in_channels})
 
-    def forward(self, x: Tensor, t: Tensor, return_dict: bool = False) -> tuple:
+    def forward(self,
+        x: Tensor,                 # (n, channels, height, width)
+        t: Tensor,                 # (n,) times
+        return_dict: bool = False, # as diffusers passes it; a tuple is returned all the same
+    ) -> tuple:
+        "The noise, as the only entry of a tuple."
         both = self.unet(x, t, return_dict=False)[0]
         return (both[:, :self.config.in_channels],)
 
@@ -110,6 +117,7 @@ class HubClassifier(nn.Module):
             self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor: # (n, classes) logits
+        "The network's answer to images of any size."
         own_size = (self.size, self.size)
         if x.shape[-1] != self.size: x = F.interpolate(x, own_size, mode="bilinear", align_corners=False)
         return self.model((x - self.mean) / self.std).logits

@@ -30,12 +30,12 @@ GRADIENTS = ("full", "constant guidance")
 @dataclass
 class Chain:
     "A chain that is about to run."
-    unet: nn.Module
-    guide: object     # `Guide`, `PixelGuide` or None
-    levels: Levels
-    scale: float      # s
-    gradient: str     # one of `GRADIENTS`
-    noise: Callable   # () -> standard normal like the images
+    unet: nn.Module # that predicts the noise
+    guide: object   # `Guide`, `PixelGuide` or None
+    levels: Levels  # of the chain
+    scale: float    # s
+    gradient: str   # one of `GRADIENTS`
+    noise: Callable # () -> standard normal like the images
 
     @property
     def guided(self) -> bool:
@@ -113,9 +113,9 @@ class GuidedPurificationPipeline(DiffusionPipeline):
     _optional_components = ["guide"]
 
     def __init__(self,
-        unet: nn.Module, # `UNet2DModel`, or a module called like one
-        scheduler,       # of diffusers; its betas and its prediction type are used
-        guide=None,      # `Guide` or `PixelGuide`; None: plain purification
+        unet: nn.Module,      # `UNet2DModel`, or a module called like one
+        scheduler: object,    # of diffusers; its betas and its prediction type are used
+        guide: object = None, # `Guide` or `PixelGuide`; None: plain purification
     ):
         super().__init__()
         levels(scheduler, 1)
@@ -271,14 +271,14 @@ class PurifiedClassifier(nn.Module):
     """A classifier that sees purified images: images (n, c, h, w) in [0, 1] -> (n, classes) logits, different
     at each call. `TypeError` or `ValueError` for settings that make no chain."""
     def __init__(self,
-        pipeline: GuidedPurificationPipeline,
-        classifier: nn.Module,    # (n, c, h, w) in [0, 1] -> (n, classes) logits
-        runs: int = 1,            # purifications per image; logits are averaged
-        start: int = 70,          # t*, in steps of noise; 70 as in the paper
-        steps: int | None = None, # K; None: t*
-        scale: float = 30.0,      # s ≥ 0; 0: DiffPure
-        gradient: str = "full",   # what a backward pass sees, one of `GRADIENTS`
-        checkpoint: bool = False, # compute again in the backward pass?
+        pipeline: GuidedPurificationPipeline, # with its settings
+        classifier: nn.Module,                # (n, c, h, w) in [0, 1] -> (n, classes) logits
+        runs: int = 1,                        # purifications per image; logits are averaged
+        start: int = 70,                      # t*, in steps of noise; 70 as in the paper
+        steps: int | None = None,             # K; None: t*
+        scale: float = 30.0,                  # s ≥ 0; 0: DiffPure
+        gradient: str = "full",               # what a backward pass sees, one of `GRADIENTS`
+        checkpoint: bool = False,             # compute again in the backward pass?
     ):
         super().__init__()
         self.runs = whole("runs", runs, least=1)

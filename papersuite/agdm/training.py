@@ -121,11 +121,11 @@ def classification(
     return Objective(lambda net, x, y, generator: F.cross_entropy(net(x), y), {"loss": "cross entropy"})
 
 def train_classifier(
-    model: nn.Module, # (n, ...) in [0, 1] -> (n, classes) logits
-    images: Images,   # to learn from
-    steps: int = 400, # updates of the weights; enough for the digits
-    **options,        # of `train`
-) -> list:            # losses
+    model: nn.Module,  # (n, ...) in [0, 1] -> (n, classes) logits
+    images: Images,    # to learn from
+    steps: int = 400,  # updates of the weights; enough for the digits
+    **options: object, # of `train`
+) -> list:             # losses
     "Train by cross entropy. Errors as in `classification` and `train`."
     objective = classification(model, images)
     how = {"title": "classifier"} | options
@@ -159,7 +159,7 @@ def train_guide(
     inner: int = 5,       # steps of the inner walk
     distance: str = "kl", # of answers
     steps: int = 400,     # updates of the weights; enough for the digits
-    **options,            # of `train`
+    **options: object,    # of `train`
 ) -> list:                # losses
     "Train by TRADES. Errors as in `trades` and `train`."
     objective = trades(model, images, eps, norm, lam, inner, distance)
@@ -168,7 +168,7 @@ def train_guide(
 
 # %% ../../nbs/agdm/04_training.ipynb #89a37f78
 def denoising(
-    scheduler,          # of diffusers
+    scheduler: object,  # of diffusers
     highest: int = 400, # no more noise than this
 ) -> Objective:
     "Least squares (arXiv 2006.11239). Errors as in `denoising_loss`."
@@ -179,14 +179,14 @@ def denoising(
     return Objective(loss, {"loss": f"denoising below {highest} by {known}"})
 
 def train_denoiser(
-    unet: nn.Module,            # of diffusers, or called like one
-    scheduler,                  # of diffusers
-    images: Images,             # to learn from; labels are not used
-    highest: int = 400,         # no more noise than this
-    steps: int = 1000,          # updates of the weights; enough for the digits
-    ema: float | None = 0.995,  # decay of the average of the weights
-    **options,                  # of `train`
-) -> list:                      # losses
+    unet: nn.Module,           # of diffusers, or called like one
+    scheduler: object,         # of diffusers
+    images: Images,            # to learn from; labels are not used
+    highest: int = 400,        # no more noise than this
+    steps: int = 1000,         # updates of the weights; enough for the digits
+    ema: float | None = 0.995, # decay of the average of the weights
+    **options: object,         # of `train`
+) -> list:                     # losses
     "Train by least squares. Errors as in `denoising` and `train`."
     objective = denoising(scheduler, highest)
     how = {"title": "denoiser", "ema": ema} | options

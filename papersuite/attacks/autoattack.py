@@ -86,7 +86,7 @@ def _meet(report, worst, model, x, y, name, attack, on, repeats):
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #6c77b6af
 @patch(as_prop=True)
-def table(self: WorstCase):
+def table(self: WorstCase) -> object:
     "A pandas table: accuracy left by each attack on the images it met, images met, calls."
     import pandas as pd
     rows = {name: self._row(name, share) for name, share in self.failure.items()}

@@ -117,10 +117,10 @@ class Registered:
 ATTACKS: dict[str, Registered] = {}
 
 def attack(
-    name: str,          # in the tables of results
-    *kinds: str,        # of threats: "linf", "l2", "flow"
+    name: str,           # in the tables of results
+    *kinds: str,         # of threats: "linf", "l2", "flow"
     random: bool = True, # is it also for models that are random?
-):
+) -> Callable:
     "Decorator: register a function (view, threat, steps, draws, seed) -> attack for `adversaries`."
     for kind in kinds: one_of("kind of a threat", kind, KINDS)
     def register(build):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import warnings
 from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -276,7 +277,7 @@ class Adversary:
 def evaluation_mode(
     model: Callable,   # only an `nn.Module` has modes
     warn: bool = True, # say so if a module was in train mode?
-):
+) -> Iterator:
     """While the context lasts, no module of `model` is in train mode. A warning if one was, unless it is not
     wanted; each gets its own mode back."""
     training = []

@@ -65,7 +65,7 @@ def directives(
 def prepare(
     notebook: Path,   # of the experiments
     parameters: dict, # what will be injected
-):
+) -> object:
     "The notebook without the cells that must not run; raises `ValueError` if it would not take `parameters`."
     import nbformat
     nb = nbformat.read(notebook, as_version=4)

@@ -117,7 +117,7 @@ def _caption(d: dict, symbols: list[Symbol], depth: int) -> str:
 def essay(
     notebook: str, # path below nbs/
     site: Site,    # that is built
-):                 # a notebook
+) -> object:       # a notebook
     "The page that Sphinx reads: outputs as recorded, directives turned into captions."
     from nbdev.process import NBProcessor
     import nbformat
@@ -478,7 +478,7 @@ def _theme(title: str, repository: str) -> dict:
 # %% ../../nbs/build/04_site.ipynb #276c6139
 def setup(
     app: object, # Sphinx, as it calls its extensions
-):
+) -> dict:
     "Sphinx loads this module as an extension: equations as written."
     from docutils import nodes
     def as_written(app, doctree):

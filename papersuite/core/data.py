@@ -75,7 +75,7 @@ def load_pretrained(cls: type,
     name: str,                 # a folder, or an id on the hub
     subfolders: tuple = ("",), # of the model; the first that loads is taken
     **options: object,         # of `from_pretrained`
-):                             # an object of that class
+) -> object:                   # an object of that class
     "The model `name`, of a folder, `PAPERSUITE_DATA`, or the hub. `DataUnavailable` if it is nowhere."
     source, place = _model_source(name)
     errors = []
@@ -124,7 +124,7 @@ def dataset(
     source: str,    # where a user gets it
     licence: str,   # of the data
     path: str = "", # below PAPERSUITE_DATA, for `downloaded` and `local`
-):
+) -> Callable:
     "Decorator: register a loader. `ValueError` for an unknown kind, or a name taken by another function."
     if kind not in KINDS:
         raise ValueError(f"kind of data set {name!r} is {kind!r}; it must be one of {', '.join(KINDS)}")

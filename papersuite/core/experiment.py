@@ -9,6 +9,7 @@ __all__ = ['Experiment', 'verdicts_text', 'tell_progress', 'read_progress', 'row
 
 # %% ../../nbs/core/02a_experiment.ipynb #b224a07a
 from collections.abc import Callable
+from collections.abc import Iterator
 import io
 import json
 import os
@@ -91,7 +92,7 @@ def record(self: Experiment) -> dict:
     return run | {"claims": claims, "figures": self.figures} | circumstances
 
 @patch
-def finish(self: Experiment):
+def finish(self: Experiment) -> object:
     "Write the record atomically and return the table of claims (a pandas `DataFrame`)."
     import jsonschema
     record = self.record()
@@ -124,7 +125,8 @@ def _plain(x):
     "Tables, arrays and NumPy scalars as JSON knows them."
     if hasattr(x, "notna"): return x.astype(object).where(x.notna(), None).to_dict("list")
     if hasattr(x, "tolist"): return x.tolist()
-    raise TypeError(f"{type(x).__name__} in the numbers of a figure; give floats, lists, dicts, arrays or tables")
+    needed = "give floats, lists, dictionaries, arrays or tables"
+    raise TypeError(f"{type(x).__name__} in the numbers of a figure; {needed}")
 
 # %% ../../nbs/core/02a_experiment.ipynb #292a80a3
 def tell_progress(
@@ -145,7 +147,7 @@ def read_progress(
 @contextmanager
 def row_workers(
     workers: int | None = None, # processes; None: what the runner allows
-):                              # yields the number of jobs for joblib; None: as joblib is configured
+) -> Iterator:                  # yields the number of jobs for joblib; None: as joblib is configured
     "Where rows are computed: here, or on the Dask cluster whose scheduler PAPERSUITE_CLUSTER names."
     from joblib import parallel_config
     address, allowed = os.environ.get("PAPERSUITE_CLUSTER"), os.environ.get("PAPERSUITE_JOBS")

@@ -323,7 +323,7 @@ def evidence_text(
 # %% ../../nbs/core/01_results.ipynb #86d53348
 def claims_table(
     records: list[dict], # records as `read_record` returns them
-):
+) -> object:
     "One row per claim of all records, as a pandas `DataFrame`."
     import pandas as pd
     columns = ["paper", "scale", "claim", "measure", "ours", "evidence", "published", "rule", "verdict"]

@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/core/scales.html.md"""
 __all__ = ['SCALES', 'at_scale', 'check_scale', 'spawn_seeds', 'seed_everything', 'seeded', 'step_seed', 'pick_device']
 
 # %% ../../nbs/core/00_scales.ipynb #d41768a5
+from collections.abc import Iterator
 import os
 import random
 import numpy as np
@@ -24,7 +25,7 @@ def at_scale(
     *, smoke: object, # the value for each scale, of any type
     laptop: object,   # the value for `laptop`
     paper: object,    # the value for `paper`
-):
+) -> object:
     "The value that belongs to `scale`; raises `ValueError` for a scale that does not exist."
     check_scale(scale)
     return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale]
@@ -61,7 +62,7 @@ def seed_everything(
 def seeded(
     seed: int,              # a whole number from 0 to 2³² − 1
     device: object = "cpu", # the device, or its name, whose generator is started beside that of the CPU
-):                          # yields a `torch.Generator` on `device`, of the same seed
+) -> Iterator:              # yields a `torch.Generator` on `device`, of the same seed
     "Torch's global generators start from `seed`; the caller's random state is restored after the block."
     import torch
     seed, device = check_seed("seed", seed), torch.device(device)
@@ -82,7 +83,7 @@ def step_seed(
 # %% ../../nbs/core/00_scales.ipynb #5963f80e
 def pick_device(
     name: str | None = None, # "cpu", "cuda", "cuda:1", "mps"; None: of PAPERSUITE_DEVICE, or the best
-):                           # a `torch.device`
+) -> object:                 # a `torch.device`
     "A device that exists here; `ValueError` for one that does not."
     import torch
     name = name or os.environ.get("PAPERSUITE_DEVICE")

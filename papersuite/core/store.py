@@ -8,6 +8,7 @@ Docs: https://papersuite.github.io/papersuite/core/store.html.md"""
 __all__ = ['MOST_HEADER', 'save_tensors', 'complete_folder', 'read_header', 'Stored', 'load_tensors', 'filled', 'understood']
 
 # %% ../../nbs/core/00c_store.ipynb #656bd52c
+from collections.abc import Iterator
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ def _in_order(content):
 @contextmanager
 def complete_folder(
     path: str | Path, # the folder that is wanted; one that is there is replaced
-):                    # yields the folder to write to
+) -> Iterator:        # yields the folder to write to
     "A folder that gets its name only when the block ends well."
     path = Path(path)
     part, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
@@ -140,7 +141,7 @@ def filled(
     build: Callable, # without arguments -> a `torch.nn.Module`
     tensors: dict,   # its state, by name
     path: object,    # where it came from, for the message
-):                   # the module with these tensors, in evaluation mode
+) -> object:         # the module with these tensors, in evaluation mode
     "The network that `build` makes, with the weights of a file. `ValueError` where the two do not fit."
     import torch
     try:
@@ -160,7 +161,7 @@ def filled(
 @contextmanager
 def understood(
     path: object, # of the file, for the message
-):
+) -> Iterator:
     "Within this context, facts that are missing or strange end in one `ValueError` that names the file."
     try: yield
     except (LookupError, TypeError, AttributeError, OverflowError, ValueError) as e:

@@ -162,7 +162,7 @@ def _forget(self: JRNGC):
 def fit(self: JRNGC,
     X: ArrayLike,     # (time, variables) array or frame, by times or numbers, or a list of trajectories
     y: object = None, # ignored
-):
+) -> JRNGC:
     """Learn the graph; sets `full_time_` (p, p, lag), `summary_` (p, p), `lam_`, `networks_`, `history_`.
 
     `ValueError`/`TypeError` for bad input, `ArithmeticError` if training ends in NaN or infinity."""
@@ -247,7 +247,7 @@ def _fold_errors(self: JRNGC, x, y, lam: float, seed: int) -> list:
 @patch
 def predict(self: JRNGC,
     X: ArrayLike, # (time, variables) array or frame in the units of the data, or a list of them
-):                # (time − lag, variables) forecasts, or a list of them
+) -> np.ndarray | list: # (time − lag, variables) forecasts, or a list of them
     """One-step forecasts in the units of the data, NaN where the past of a row has a gap.
 
     `ValueError` for other variables than in the fit, or too few time points."""
@@ -341,7 +341,7 @@ def significance(self: JRNGC,
 @patch
 def plot(self: JRNGC,
     axes: object = None, # `lag` axes to draw on; default: a new figure
-):
+) -> object:
     "Heat maps of the graph at every lag (effects in rows, causes in columns); returns the figure."
     import matplotlib.pyplot as plt
     check_is_fitted(self, "networks_")
@@ -363,7 +363,7 @@ def plot(self: JRNGC,
 @patch
 def to_networkx(self: JRNGC,
     threshold: float | None = None, # smallest score of an edge that is kept; default: significance, else none
-):                                  # a `networkx.DiGraph`
+) -> object:                        # a `networkx.DiGraph`
     """The graph from causes to effects, without self-loops.
 
     Edges have a `weight` (the score), the `lag` of the largest derivative, and perhaps a `p_value`."""

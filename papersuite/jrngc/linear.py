@@ -41,7 +41,7 @@ def regression(
 # %% ../../nbs/jrngc/04_linear.ipynb #f7eb9db1
 def needed(
     module: str, # its name, as it is imported
-):               # the module
+) -> object:     # the module
     "An optional library; `ImportError` that says how to install it."
     try: return importlib.import_module(module)
     except ImportError as error:

@@ -36,7 +36,7 @@ def is_frame(
 def real_numbers(
     part: object, # a frame or an array, (time, variables)
     where: str,   # what it is called in messages
-):                # the same table
+) -> object:      # the same table
     "The same table, masked entries as NaN. `ValueError` for text, dates and complex numbers."
     table = part if is_frame(part) else np.asarray(part)
     for j in range(table.shape[1] if table.ndim == 2 else 0):
@@ -52,7 +52,7 @@ def real_numbers(
 def named(
     part: object, # a frame or an array, (time, variables)
     where: str,   # what it is called in messages
-):                # the same table
+) -> object:      # the same table
     "A frame whose columns are text; anything else as it is. `ValueError` for names equal or mixed up."
     if not is_frame(part): return part
     names, default = list(part.columns), list(range(part.shape[1]))

@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 # %% ../../nbs/language/01_models.ipynb #5d1e99dc
 def load_causal_lm(
-    model: str | Path, # a registered name, a GGUF file, a folder of transformers, or a hub id owner/name
+    model: str | Path,      # a registered name, a GGUF file, a folder of transformers, or a hub id owner/name
     dtype: torch.dtype = torch.float32, # of the weights; GGUF files are expanded to it
-    device: str | None = None,          # as `pick_device` understands it
-):                     # the model, in evaluation mode, and its tokenizer
+    device: str | None = None, # as `pick_device` understands it
+) -> tuple:                 # the model, in evaluation mode, and its tokenizer
     "A language model in torch. `DataUnavailable` if absent, `ImportError` without gguf, else `ValueError`."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -112,7 +112,7 @@ def _byte_pairs(specials, size):
     return rules
 
 # %% ../../nbs/language/01_models.ipynb #ef90309a
-def tiny_tokenizer():
+def tiny_tokenizer() -> object:
     "A byte-level tokenizer for every text, with a plain chat template; made here, from nothing."
     from transformers import PreTrainedTokenizerFast
     rules = _byte_pairs(["<pad>", "<end>"], 288)
@@ -124,7 +124,7 @@ def tiny_language_model(
     layers: int = 2, # transformer blocks, 1 or more
     width: int = 32, # of the hidden states, a multiple of 8
     seed: int = 0,   # of the weights
-):                   # model and tokenizer, as from `load_causal_lm`
+) -> tuple:          # model and tokenizer, as from `load_causal_lm`
     "A random language model that needs no file, for tests and trials; `ValueError` for bad sizes."
     from transformers import LlamaConfig, LlamaForCausalLM
     layers, width, tokenizer = whole("layers", layers, 1), whole("width", width, 8), tiny_tokenizer()

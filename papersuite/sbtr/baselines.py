@@ -41,7 +41,7 @@ def fit(self: MaskedRingALS,
     indices: ArrayLike,            # (n, D) integer positions
     values: ArrayLike,             # (n,)
     *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
-):
+) -> MaskedRingALS:
     """Fit to observations; sets `cores_`, `ranks_`, `errors_` (relative, per sweep).
 
     `ValueError`/`TypeError` for bad input."""
@@ -107,7 +107,7 @@ class MaskedCP:
         indices: ArrayLike,            # (n, D) integer positions
         values: ArrayLike,             # (n,) observed entries
         *, shape: tuple | None = None, # sizes of the modes; None: the largest index of each
-    ):
+    ) -> "MaskedCP":
         "Fit to observations (n, D) and (n,); sets `tensor_`. `ValueError`/`TypeError` for bad input."
         from tensorly.decomposition import parafac
         import tensorly as tl
@@ -149,7 +149,7 @@ class AdditiveMeans:
         indices: ArrayLike,            # (n, D) integer positions
         values: ArrayLike,             # (n,) observed entries
         *, shape: tuple | None = None, # sizes of the modes; None: the largest index of each
-    ):
+    ) -> "AdditiveMeans":
         "Fit to (n, D) and (n,); sets `mean_` and `effects_`. `ValueError`/`TypeError` for bad input."
         from scipy.sparse import csr_array
         from scipy.sparse.linalg import lsqr
@@ -203,7 +203,7 @@ def fit(self: AdditiveLogits,
     indices: ArrayLike,            # (n, D) integer positions
     values: ArrayLike,             # (n,) of 0 and 1
     *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
-):
+) -> AdditiveLogits:
     "Fit to observations; sets `intercept_` and `effects_`. `ValueError`/`TypeError` for bad input."
     from scipy.optimize import minimize
     index, y, shape = check_observations(indices, values, shape, "bernoulli")

@@ -10,6 +10,7 @@ __all__ = ['OBSERVED', 'CODE', 'Problem', 'ring_problem', 'check_share', 'bayes_
 
 # %% ../../nbs/sbtr/18_data.ipynb #decb89ab
 from collections.abc import Iterable
+from collections.abc import Iterator
 import numpy as np
 import torch
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def stream(
     batch: int,             # observations at a time
     noise_precision: float, # of the readings
     random_state: int = 0,  # seed
-):
+) -> Iterator:
     "Generator of (index (batch, D) int64, values (batch,)) tensors at random positions."
     draw, cores = torch.Generator().manual_seed(random_state), [torch.as_tensor(core) for core in cores]
     for start in range(0, n, batch):

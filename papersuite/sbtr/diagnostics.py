@@ -32,7 +32,7 @@ def z_score(
 # %% ../../nbs/sbtr/05_diagnostics.ipynb #e00efb6f
 def convergence_table(
     quantities: dict, # name -> (chains, draws) array of a scalar, or (chains, draws, k)
-):
+) -> object:
     "R-hat, bulk and tail effective sample size of each quantity (ArviZ), as a pandas `DataFrame`."
     import pandas as pd
     rows = {name: _convergence(np.asarray(values, dtype=float)) for name, values in quantities.items()}

@@ -9,6 +9,7 @@ __all__ = ['Means', 'run_em', 'RingModule', 'surrogate', 'OnlineEM', 'minibatche
 
 # %% ../../nbs/sbtr/07_em.ipynb #791ecf58
 from collections.abc import Callable
+from collections.abc import Iterator
 import math
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Means:
     def of(self,
         prior: object,  # that has `expected`
         *given: object, # what the prior's methods take
-    ):
+    ) -> object:
         "The mean of the unknown that `prior` governs, given what its `expected` asks for."
         return prior.expected(*given)
 
@@ -362,7 +363,7 @@ def minibatches(
     seed: int = 0,         # of the order
     share: tuple = (0, 1), # (process, processes): each process reads its own blocks
     pool: int = 64,        # blocks that are shuffled together
-):
+) -> Iterator:
     """Batches (index int64, values float64) as tensors on the CPU, each observation once an epoch.
 
     Memory does not depend on n. `ValueError` for a batch size below 1 and for unequal lengths."""

@@ -72,7 +72,7 @@ def fit(self: RingEstimator,
     values: ArrayLike = None,      # (n,) values
     *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
     mask: ArrayLike | None = None, # of a dense tensor, True where observed; None: no NaN, nothing masked
-):
+) -> RingEstimator:
     """Fit and return the estimator. `ValueError`/`TypeError` for bad input.
 
     Sets `shape_`, `center_` and `scale_` (of the standard units), `samples_`, `trace_`, `ranks_`, `mean_`,

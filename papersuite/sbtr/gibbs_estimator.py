@@ -75,7 +75,7 @@ def _fit(self: GibbsTensorRing, index: torch.Tensor, values: torch.Tensor):
 @patch
 def diagnostics(self: GibbsTensorRing,
     indices: ArrayLike = None, # (k, D) entries whose predictions are compared; default: 20 random ones
-):
+) -> object:
     "Convergence of the chains (ArviZ) as a pandas `DataFrame`."
     self._check_fitted()
     if indices is None:

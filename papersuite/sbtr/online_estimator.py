@@ -82,7 +82,7 @@ def partial_fit(self: OnlineTensorRing,
     indices: ArrayLike, values: ArrayLike, # one batch: (B, D) positions and (B,) values
     *, shape: tuple | None = None,         # needed in the first call
     n_total: int | None = None,            # observations in all; default: those seen so far
-):
+) -> OnlineTensorRing:
     "One step of online EM; the first call starts afresh. `ValueError` or `TypeError` for a bad batch."
     self._check_settings()
     first = getattr(self, "_online", None) is None
@@ -106,7 +106,7 @@ def fit_stream(self: OnlineTensorRing,
     batches: Iterable, # iterable of (indices, values); consumed once, one batch held at a time
     shape: tuple,      # sizes of the modes
     n_total: int,      # observations in the whole stream
-):
+) -> OnlineTensorRing:
     "Online EM over batches from a generator, a data loader or the like. `ValueError` if there are none."
     self._online = None
     for indices, values in batches: self.partial_fit(indices, values, shape=shape, n_total=n_total)

@@ -9,6 +9,7 @@ __all__ = ['RELEVANCES', 'PRIORS', 'Draws', 'GammaPrior', 'PublishedGammaPrior',
            'RingPrior', 'ordered_sum', 'check_prior', 'prior_facts', 'prior_of']
 
 # %% ../../nbs/sbtr/01_prior.ipynb #9d1c8c50
+from collections.abc import Callable
 import math
 import torch
 from dataclasses import asdict, dataclass
@@ -52,7 +53,7 @@ def polya_gamma(self: Draws,
 def of(self: Draws,
     prior: object,  # that has `sample_conditional`
     *given: object, # what the prior's methods take
-):
+) -> object:
     "A draw of the unknown that `prior` governs, given what its `sample_conditional` asks for."
     return prior.sample_conditional(*given, self)
 
@@ -84,7 +85,7 @@ class GammaPrior:
 def expected(self: GammaPrior,
     count: float,   # observations
     squares: float, # sum of their squared residuals
-):
+) -> float | Tensor:
     "The mean of (1)."
     shape, rate = self.conditional(count, squares)
     return shape / rate
@@ -192,7 +193,7 @@ PRIORS = {} # name -> class
 
 def ring_prior(
     name: str, # under which files know the prior
-):
+) -> Callable:
     "Decorator of subclasses of `Prior`: by its entry in `PRIORS` every estimator takes, saves and loads it."
     def registered(kind: type) -> type:
         kind.name = name

@@ -285,7 +285,7 @@ def fit(self: VariationalTensorRing,
     indices: ArrayLike,            # (n, D) integer positions
     values: ArrayLike,             # (n,)
     *, shape: tuple | None = None, # sizes of the modes; default: the largest index of each
-):
+) -> VariationalTensorRing:
     """Fit to observations. `ValueError`/`TypeError` for bad input.
 
     Sets `cores_`, `covariances_`, `ranks_`, `noise_precision_`, `elbo_`, `ranks_trace_` and, in seconds,

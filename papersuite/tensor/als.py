@@ -159,7 +159,7 @@ def sweep(self: TensorNetwork,
     weights: list,         # one array per node; not changed
     prox: float,           # proximal weight ρ ≥ 0
     relative: bool = True, # multiply ρ by the mean eigenvalue of each Gram matrix
-):
+) -> tuple:
     "One ALS sweep over all nodes in order: the new nodes, and the squared error ‖x − TN‖² by equation (2)."
     weights = list(weights)
     inner, norm = self._sweep(weights, list(range(len(self.nodes))), [(self.modes, x)], [], prox, relative)

@@ -85,21 +85,26 @@ def _own_mode(self: TensorNetwork, v: int) -> tuple: # labels of its mode, if it
     needed = "masked least squares needs one at most"
     raise ValueError(f"node {v} of this {self.name} holds {len(own)} modes; {needed}")
 
+# %% ../../nbs/tensor/03_completion.ipynb #255ec446
+@patch
+def _design(self: TensorNetwork, v, weights, index, bonds, size):
+    "Per position: the derivative of its entry by the row of node `v` that it reads, flattened."
+    others = [self._row(u, weights[u], index) for u in range(len(self.nodes)) if u != v]
+    return tl.reshape(contract(others, ("n", *bonds)), (len(index), size))
+
 # %% ../../nbs/tensor/03_completion.ipynb #2c365bfe
 @patch
 def _normal_equations(self: TensorNetwork, v, weights, values, index, which, rows, bonds, piece=2**15):
     "Per row of node `v`: the Gram matrix and right-hand side of (3)."
-    size, context = math.prod(self.sizes[l] for l in bonds), tl.context(weights[v])
-    grams = [tl.zeros((size, size), **context)] * rows
-    sides = [tl.zeros((size,), **context)] * rows
+    size, context = math.prod(map(self.sizes.get, bonds)), tl.context(weights[v])
+    grams, sides = [tl.zeros((size, size), **context)] * rows, [tl.zeros((size,), **context)] * rows
     order = np.argsort(which, kind="stable")
     for part in np.array_split(order, math.ceil(len(order) / piece)):
-        others = [self._row(u, weights[u], index[part]) for u in range(len(self.nodes)) if u != v]
-        design = tl.reshape(contract(others, ("n", *bonds)), (len(part), size))
+        design = self._design(v, weights, index[part], bonds, size)
         for i, block in _blocks(which[part]):
-            rows_of_i = design[block]
-            grams[i] = grams[i] + tl.dot(tl.transpose(rows_of_i), rows_of_i)
-            sides[i] = sides[i] + tl.dot(tl.transpose(rows_of_i), values[part[block]])
+            own, turned = design[block], tl.transpose(design[block])
+            grams[i] = grams[i] + tl.dot(turned, own)
+            sides[i] = sides[i] + tl.dot(turned, values[part[block]])
     return grams, sides
 
 # %% ../../nbs/tensor/03_completion.ipynb #4758cd47
@@ -155,7 +160,7 @@ def _beside(mask: np.ndarray, x):
 def fit_transform(self: TensorNetworkCompletion,
     x: ArrayLike,                  # floating point, of shape `net.shape`
     mask: ArrayLike | None = None, # boolean, True = observed; None: NaN and masked entries are missing
-):                                 # the completed tensor, observed entries kept
+) -> ArrayLike:                    # the completed tensor, observed entries kept
     "Complete `x`. Sets `weights_` (of the centred tensor), `mean_` and `changes_` (relative, per iteration)."
     given, observed = check_masked(x, mask)
     if tuple(x.shape) != self.net.shape:

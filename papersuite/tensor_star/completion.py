@@ -41,7 +41,7 @@ class TensorStarCompletion:
 def fit_transform(self: TensorStarCompletion,
     x: ArrayLike,                  # order ≥ 3, floating point; anything (NaN too) where not observed
     mask: ArrayLike | None = None, # boolean, True = observed; None: NaN and masked entries are missing
-):                                 # the completed tensor, observed entries kept
+) -> ArrayLike:                    # the completed tensor, observed entries kept
     """Complete `x`; `ValueError`/`TypeError` for bad input.
 
     Sets `mean_` (of the observed entries; 0 with `center=False`), `decomposition_` (the `TensorStarTensor` of

@@ -95,14 +95,14 @@ def __repr__(self: TensorStarTensor) -> str:
 
 # %% ../../nbs/tensor_star/00_star.ipynb #0d2d18d8
 @patch
-def to_tensor(self: TensorStarTensor):
+def to_tensor(self: TensorStarTensor) -> ArrayLike:
     "The full tensor (1)."
     return self.network.to_tensor(self.weights)
 
 @patch
 def entries(self: TensorStarTensor,
     index: ArrayLike, # (n, N) integer positions
-):                    # (n,) values
+) -> ArrayLike:       # (n,) values
     "Entries of (1) at `index` without forming the tensor."
     return self.network.entries(self.weights, index)
 

@@ -273,7 +273,9 @@ def merge(self: TransformedLoraLayer,
 @patch
 def unmerge(self: TransformedLoraLayer):
     "Put the old weight back, bit for bit; a warning if nothing is merged."
-    if not self.merged: return warnings.warn("Already unmerged. Nothing to do.")
+    if not self.merged:
+        warnings.warn("Already unmerged. Nothing to do.")
+        return
     weight = self.get_base_layer().weight
     weight.data = self._unmerged_weight.to(weight.device, weight.dtype)
     self.merged_adapters, self._unmerged_weight = [], None

@@ -230,15 +230,12 @@ def approximate(
     `ValueError` for weights or settings that cannot be fitted."""
     _check_fit(before, after, rank, residual, shapes)
     before, after = (weight.detach().double() for weight in (before, after))
-    energy, start = (after - before).square().sum(), transform.start
-    def error(tensors, family=transform, rank=rank):
-        moved, rest = _parts(before, after, family, rank, tensors)
-        return (after - moved - rest).square().sum() / energy
-    if residual == "lora": starts, price = [start] if start else [], rank * sum(before.shape)
-    else: starts, price = _ring_starts(error, start, shapes, rank, generator, iterations)
+    error, start = _objective(before, after, transform, rank), transform.start
+    starts, price = [start] if start else [], rank * sum(before.shape)
+    if residual == "ring": starts, price = _ring_starts(error, start, shapes, rank, generator, iterations)
     tensors, report = _best_fit(error, starts, iterations)
-    matrix, rest = transform.matrix(tensors[:len(start)]), _parts(before, after, transform, rank, tensors)[1]
-    price += transform.stored
+    matrix, price = transform.matrix(tensors[:len(start)]), transform.stored + price
+    rest = _parts(before, after, transform, rank, tensors)[1]
     return Approximation(error(tensors).item(), price, matrix, rest, *_convergence(report))
 
 # %% ../../nbs/tlora/03_approximation.ipynb #d93330e6
@@ -251,6 +248,14 @@ def _ring_starts(error, start, shapes, rank, generator, iterations):
 def _convergence(report):
     "Did L-BFGS stop by itself, and after how many evaluations? Nothing to fit is fitted at once."
     return (True, 0) if report is None else (report.status == 0, report.nfev)
+
+def _objective(before, after, transform, rank):
+    "Equation (1) as a function of the tensors, and of another family or rank."
+    energy = (after - before).square().sum()
+    def error(tensors, family=transform, rank=rank):
+        moved, rest = _parts(before, after, family, rank, tensors)
+        return (after - moved - rest).square().sum() / energy
+    return error
 
 # %% ../../nbs/tlora/03_approximation.ipynb #b21bc79f
 def _check_fit(before, after, rank, residual, shapes):

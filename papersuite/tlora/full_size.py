@@ -15,6 +15,7 @@ import sys
 import torch
 from collections.abc import Callable
 from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.basics import patch
@@ -63,11 +64,11 @@ def _chosen_ranks(method, task, transform_rank, rank):
 
 # %% ../../nbs/tlora/07_full_size.ipynb #bfc963c1
 def adapter_config(
-    method: str,              # tlora (ring residual), tlora-star (LoRA residual), lora, dora or boft
-    task: str = "subject",    # or "control": which default ranks
+    method: str,                       # tlora (ring residual), tlora-star (LoRA residual), lora, dora or boft
+    task: str = "subject",             # or "control": which default ranks
     transform_rank: int | None = None, # R, for TLoRA only
-    rank: int | None = None,  # r, for all but BOFT
-):                            # a peft configuration
+    rank: int | None = None,           # r, for all but BOFT
+) -> PeftConfig:                       # a peft configuration
     "A method's configuration for the attention of a UNet. `ValueError` for a name or rank that it has not."
     import peft
     R, r = _chosen_ranks(method, task, transform_rank, rank)
@@ -101,7 +102,9 @@ class AdaptedUNet(nn.Module):
 # %% ../../nbs/tlora/07_full_size.ipynb #ea1dd4ee
 @patch
 @contextmanager
-def drawing(self: AdaptedUNet, control: Tensor | None): # (n, 1, height, width) or None
+def drawing(self: AdaptedUNet,
+    control: Tensor | None, # (n, 1, height, width) or None
+) -> Iterator:
     "Within this context the UNet sees `control`."
     self._hint = None if control is None else self.encoder(control)
     try: yield
@@ -172,7 +175,7 @@ class ControlSettings(AdapterSettings):
 
 # %% ../../nbs/tlora/07_full_size.ipynb #ccdf9504
 @patch
-def config(self: AdapterSettings):
+def config(self: AdapterSettings) -> PeftConfig:
     "The peft configuration. `ValueError` for a method or a rank that there is not."
     return adapter_config(self.method, self.task, self.transform_rank, self.rank)
 

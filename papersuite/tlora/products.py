@@ -10,6 +10,7 @@ __all__ = ['WIDEST', 'digit_matrices', 'product_inputs', 'chain_times', 'chain_g
            'transformed_gradients']
 
 # %% ../../nbs/tlora/00a_products.ipynb #5a10bfb5
+from collections.abc import Iterator
 import torch
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def digit_times(
 def kronecker_steps(
     x: Tensor,      # (N, J), tokens first
     matrices: list, # (I_d, J_d)
-):                  # a generator of tensors
+) -> Iterator[Tensor]: # a generator of tensors
     "What the digits leave, from the first to the last, beginning with x itself."
     behind = x.shape[1]
     yield x

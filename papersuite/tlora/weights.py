@@ -27,7 +27,9 @@ def check_model(
     "`ValueError` for a name that is neither sdxl nor sd15."
     if model not in ("sdxl", "sd15"): raise ValueError(f"model is {model!r}; use sdxl or sd15")
 
-def load_pipeline(model: str): # "sdxl" or "sd15"
+def load_pipeline(
+    model: str, # "sdxl" or "sd15"
+) -> object:
     "The pipeline of a model, in float32. `ValueError` for another name, `DataUnavailable` without it."
     check_model(model)
     import diffusers

@@ -31,7 +31,7 @@ def pack(
     value: object,              # tensors, numbers, text, None, and lists and dictionaries of them
     tensors: dict[str, Tensor], # is filled: name -> copy of a tensor on the CPU
     name: str = "",             # the path that leads to `value`
-):                              # the same without tensors, as JSON can hold it
+) -> object:                    # the same without tensors, as JSON can hold it
     "Take the tensors out of a nested value. `InvalidArgument` that names the place of anything else."
     if isinstance(value, Tensor): return {"tensor": _put(value, tensors, name)}
     if isinstance(value, dict): return {"entries": _pack_entries(value, tensors, name)}
@@ -60,7 +60,7 @@ def _pack_entries(value, tensors, name):
 def unpack(
     value: object,              # what `pack` returned
     tensors: dict[str, Tensor], # what it took out
-):                              # the nested value
+) -> object:                    # the nested value
     "Put the tensors back into a nested value."
     if isinstance(value, list): return [unpack(entry, tensors) for entry in value]
     if not isinstance(value, dict): return value
@@ -166,7 +166,7 @@ def fingerprint(
 def plain(
     name: str,     # of the value, for the error
     value: object, # numbers, text, None, paths, arrays, functions, dataclasses, and collections of them
-):                 # the same as JSON can hold it, equal in every process
+) -> object:       # the same as JSON can hold it, equal in every process
     "A value by which a run can be recognised. `InvalidArgument` for an object that cannot be described."
     if isinstance(value, dict):
         return {str(key): plain(f"{name}[{key!r}]", entry) for key, entry in value.items()}

@@ -70,7 +70,7 @@ def read_value(
     name: str,    # of the field, for the error
     kind: object, # its annotation
     text: str,    # what was typed
-):                # the value
+) -> object:      # the value
     "A value from text. `InvalidArgument` that says what is needed."
     inner, optional = _inner(kind)
     if optional and text.lower() == "none": return None

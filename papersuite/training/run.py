@@ -11,6 +11,7 @@ __all__ = ['PARTS', 'Run', 'Fit']
 import math
 import torch
 from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from fastcore.basics import patch
@@ -159,7 +160,7 @@ def _copied(tensors):
 # %% ../../nbs/training/01a_run.ipynb #0a924b5f
 @patch
 @contextmanager
-def judged(self: Run): # -> the weights by name
+def judged(self: Run) -> Iterator:
     "Within this context the model has its average, if it keeps one, and is in evaluation mode."
     weights = self.average.weights if self.average else self.weights
     place = _holding(self.weights, weights) if self.average else nullcontext()
