@@ -53,8 +53,7 @@ def python(wheel, tmp_path_factory):
 def test_the_wheel_holds_every_file_of_the_library(wheel):
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("papersuite/")}
     there = {p.relative_to(ROOT).as_posix() for p in (ROOT/"papersuite").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert "papersuite/py.typed" in inside
-    assert inside == there
+    assert inside == there - {"papersuite/_modidx.py"}
 
 
 def test_the_wheel_states_what_settings_state(wheel):
