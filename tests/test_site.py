@@ -227,6 +227,7 @@ LOOK = """() => {
     bad: document.querySelectorAll('mjx-merror, [data-mjx-error], [data-mml-node=merror], mjx-container [fill=red]').length, raw: (raw.match(/\\$\\$|\\\\\\(|\\\\\\[|\\\\tag/g) || []).length,
     images: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
     back: getComputedStyle(document.body).backgroundColor, scroll: document.documentElement.scrollWidth - innerWidth,
+    cut: [...main.querySelectorAll('div.cell_input pre')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 40)),
     over: [...main.querySelectorAll('h1,h2,h3,p,li,img,.sd-card,.verdict,table')].filter(e => {
       for (let a = e.parentElement; a && a !== page; a = a.parentElement) if (!visible(a)) return false;
       return e.getBoundingClientRect().right > wide || (visible(e) && e.scrollWidth > e.clientWidth + 1 && e.clientWidth && e.getBoundingClientRect().left + e.scrollWidth > wide);
@@ -234,7 +235,7 @@ LOOK = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme, width", [("light", 1300), ("dark", 1300), ("light", 390)])
+@pytest.mark.parametrize("scheme, width", [("light", 1440), ("dark", 1300), ("light", 390)])
 def test_every_page_opens_from_the_disk_without_a_network(browser, site, pages, scheme, width):
     reader, faults, equations = Reader(browser, site, color_scheme=scheme, viewport={"width": width, "height": 850}), [], 0
     for name in pages:
@@ -244,7 +245,8 @@ def test_every_page_opens_from_the_disk_without_a_network(browser, site, pages, 
         dark = sum(map(int, re.findall(r"\d+", look["back"])[:3])) < 3 * 128
         equations += look["rendered"]
         checks = {"equations missing": look["rendered"] < look["wanted"], "wrong equations": look["bad"], "raw mathematics": look["raw"],
-                  "broken images": look["images"], "wrong colours": dark != (scheme == "dark"), "wider than the window": look["scroll"] > 0 or look["over"]}
+                  "broken images": look["images"], "wrong colours": dark != (scheme == "dark"), "wider than the window": look["scroll"] > 0 or look["over"],
+                  "code that is cut": width >= 1440 and look["cut"]}
         faults += [f"{name}: {what} {look}" for what, wrong in checks.items() if wrong] + [f"{name}: {f}" for f in reader.faults]
         reader.faults.clear()
     assert not faults, "\n".join(faults[:15])

@@ -10,6 +10,7 @@ __all__ = ['MARKS', 'NOTHING', 'ASKED', 'WIDE', 'GALLERY', 'navigation', 'page_n
            'build_site']
 
 # %% ../../nbs/build/04_site.ipynb #4e45bbf9
+import ast
 import json
 import posixpath
 import re
@@ -126,6 +127,13 @@ def essay(
     language = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
     return nbformat.v4.new_notebook(cells=cells, metadata=language)
 
+# %% ../../nbs/build/04_site.ipynb #3536ab99
+def _only_imports(source: str) -> bool:
+    "Is there nothing in a cell but imports?"
+    try: body = ast.parse(source).body
+    except SyntaxError: return False # a line of IPython's own
+    return bool(body) and all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in body)
+
 # %% ../../nbs/build/04_site.ipynb #5d1d4ac9
 def _shown(cell, notebook: str, site: Site) -> list:
     "What a reader sees of a cell."
@@ -136,8 +144,9 @@ def _shown(cell, notebook: str, site: Site) -> list:
     marks, source = cell.directives_, re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
     if cell.cell_type != "code" or not source or "hide" in marks: return []
     caption = _caption(marks, site.by_cell.get(cell.id, []), notebook.count("/"))
-    tags = {"tags": [t for t in ("export", "test") if t in marks]}
-    code = new_code_cell(source, outputs=from_dict(cell.outputs), metadata=tags)
+    tags = [t for t in ("export", "test") if t in marks] + ["hide-input"] * _only_imports(source)
+    about = {"tags": tags, "mystnb": {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}}
+    code = new_code_cell(source, outputs=from_dict(cell.outputs), metadata=about)
     return [new_markdown_cell(caption), code] if caption else [code]
 
 # %% ../../nbs/build/04_site.ipynb #4c7f4d70
