@@ -72,7 +72,7 @@ def test_networks_that_do_not_fit_are_refused_before_anything_is_attacked():
 def test_values_of_an_evaluation_that_cannot_be_meant_are_refused():
     for field, value, words in (
         ("data", "mnist", "data is 'mnist'"), ("images", 0, "images is 0"), ("steps", 71, "from 1 to 70"),
-        ("batch", 0, "batch is 0"), ("seed", -1, "seed is -1"), ("budget", (20, 4), "steps,draws,looks"),
+        ("batch", 0, "batch is 0"), ("seed", -1, "seed is -1"), ("budget", (20, 4), "steps,draws,repeats"),
         ("budget", (20, 0, 4), "draws is 0"),
     ):
         with pytest.raises(InvalidArgument, match=words): Evaluation(**{field: value})

@@ -91,7 +91,7 @@ def test_an_evaluation_that_cannot_work_is_refused_before_any_work():
         assert "Traceback" not in said.getvalue()
     sentences = {
         "--defences adbm": "there are undefended, guide", "--threats linf=8": "write linf:8/255",
-        "--budget 3": "steps,draws,looks", "--steps 99": "from 1 to 70", "--images 512": "from 1 to 40",
+        "--budget 3": "steps,draws,repeats", "--steps 99": "from 1 to 70", "--images 512": "from 1 to 40",
         "--start 2000 --images 4": "from 1 to 1,000", "--scale -1": "of at least 0",
         "--data mnist": "data is 'mnist'", "--defences agdm:x": "is no number", "--threats ,": "threats is ()",
         "--images 4 --classifier microsoft/resnet-50": "1000 classes, but cifar10 has 10",

@@ -19,15 +19,15 @@ def test_a_linear_guide_pulls_towards_the_label_in_closed_form():
     net = nn.Sequential(nn.Flatten(), nn.Linear(9, 4, bias=False)).double()
     net[1].weight = nn.Parameter(W)
     images, x = torch.rand(2, 6, 1, 3, 3, dtype=torch.float64) * 2 - 1
-    def force(**choices):
+    def guidance_with(**choices):
         guide = Guide(net, **choices)
         return guidance(guide, x, x, guide.reference(images), signal).flatten(1)
     answer, p = net((images + 1) / 2), net((x / signal**0.5 + 1) / 2).softmax(1)
     by_label = (W[answer.argmax(1)] - p @ W) / (2 * signal**0.5)
     by_soft = (answer.softmax(1) - p) @ W / (2 * signal**0.5)
-    test_close(force(latent_weight=0), by_label, eps=1e-10)
-    test_close(force(latent_weight=0, label="soft"), by_soft, eps=1e-10)
-    test_close(force(distance="kl", label=None), by_soft, eps=1e-10)
+    test_close(guidance_with(latent_weight=0), by_label, eps=1e-10)
+    test_close(guidance_with(latent_weight=0, label="soft"), by_soft, eps=1e-10)
+    test_close(guidance_with(distance="kl", label=None), by_soft, eps=1e-10)
 
 
 # nbs/agdm/01_guide.ipynb #40df800f
@@ -39,8 +39,8 @@ def test_a_linear_guide_pulls_towards_the_input_in_closed_form():
     images, x = torch.rand(2, 6, 1, 3, 3, dtype=torch.float64) * 2 - 1
     guide = Guide(net, distance="mse", label=None)
     step = ((x / signal**0.5 + 1) / 2 - (images + 1) / 2).flatten(1)
-    pull = guidance(guide, x, x, guide.reference(images), signal).flatten(1)
-    test_close(pull, -(step @ W.T) @ W / signal**0.5, eps=1e-10)
+    direction = guidance(guide, x, x, guide.reference(images), signal).flatten(1)
+    test_close(direction, -(step @ W.T) @ W / signal**0.5, eps=1e-10)
 
 
 # nbs/agdm/01_guide.ipynb #966c0f02
@@ -55,12 +55,12 @@ def test_features_pull_by_their_own_distance():
     net, signal = Two().double(), 0.8
     images, x = torch.rand(2, 6, 1, 3, 3, dtype=torch.float64) * 2 - 1
     u, before = ((x / signal**0.5 + 1) / 2).flatten(1), ((images + 1) / 2).flatten(1)
-    def force(**choices):
+    def guidance_with(**choices):
         guide = Guide(net, **choices)
         return guidance(guide, x, x, guide.reference(images), signal).flatten(1)
-    W, by_features = net.first.weight, force(distance="features", label=None)
+    W, by_features = net.first.weight, guidance_with(distance="features", label=None)
     test_close(by_features, -((u - before) @ W.T) @ W / signal**0.5, eps=1e-10)
-    test_close(force(distance="features"), by_features + force(latent_weight=0), eps=1e-10)
+    test_close(guidance_with(distance="features"), by_features + guidance_with(latent_weight=0), eps=1e-10)
 
 
 # nbs/agdm/01_guide.ipynb #c0a05143
@@ -69,8 +69,8 @@ def test_at_the_input_itself_the_distance_does_not_pull():
     images = 2 * x[:5] - 1
     for distance in ("kl", "mse"):
         guide = Guide(net, distance=distance, label=None)
-        pull = lambda shift: guidance(guide, 0.8**0.5 * images + shift, images, guide.reference(images), 0.8)
-        at_input, away = pull(0), pull(0.3)
+        direction = lambda shift: guidance(guide, 0.8**0.5 * images + shift, images, guide.reference(images), 0.8)
+        at_input, away = direction(0), direction(0.3)
         assert at_input.abs().max() < 1e-5 < 1e-3 < away.abs().max()
 
 

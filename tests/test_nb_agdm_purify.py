@@ -60,8 +60,8 @@ def test_a_guided_gaussian_chain_has_the_mean_that_theory_says():
         x = chain.step(k, x, start, *chain.draw(k))
         v = step_variance(before, after)
         plain = (after * before) ** 0.5 + (max(1 - after - v, 0) * (1 - before)) ** 0.5
-        pull = 1.6 * v # 2 s v
-        mean = (plain - pull) * mean + pull * before**0.5 * 0.7
+        strength = 1.6 * v # 2 s v
+        mean = (plain - strength) * mean + strength * before**0.5 * 0.7
     test_close(x.mean(), mean, eps=4 * x.std() / len(x) ** 0.5) # four standard errors
 
 
@@ -80,8 +80,8 @@ def test_a_guided_gaussian_chain_has_the_variance_that_theory_says():
         x = chain.step(k, x, start, *chain.draw(k))
         v = step_variance(before, after)
         plain = (after * before) ** 0.5 + (max(1 - after - v, 0) * (1 - before)) ** 0.5
-        pull = 1.6 * v # 2 s v
-        variance = (plain - pull) ** 2 * variance + pull**2 * (1 - before) + v
+        strength = 1.6 * v # 2 s v
+        variance = (plain - strength) ** 2 * variance + strength**2 * (1 - before) + v
     test_close(x.var(), variance, eps=4 * variance * (2 / 40_000) ** 0.5) # four standard errors
 
 

@@ -115,7 +115,7 @@ def test_the_checkpoint_of_another_run_is_refused():
             loss = lambda net, x, y, generator: F.cross_entropy(net(x), y)
             train(net, loss, data, 2, batch=16, folder=folder, **settings)
         run(digits(), ema=0.9)
-        with pytest.raises(ValueError, match="another ema .*learning_rate"): run(digits(), rate=1e-3)
+        with pytest.raises(ValueError, match="another ema .*learning_rate"): run(digits(), learning_rate=1e-3)
         with pytest.raises(ValueError, match="another labels .*pictures"): run(digits()[:50], ema=0.9)
 
 
@@ -153,7 +153,7 @@ def test_settings_of_the_loop_that_cannot_be_meant_are_refused():
         with pytest.raises(ValueError, match=words): train_classifier(model, good, **options)
     refused("steps is 0", steps=0)
     refused("batch is 0", batch=0)
-    refused("learning_rate is -1", rate=-1)
+    refused("learning_rate is -1", learning_rate=-1)
     refused("ema is 1.0", ema=1.0)
     refused("a tuple of crop", augment="crop")
     refused("crop, flip", augment=("turn",))
@@ -190,8 +190,8 @@ def test_the_guide_stays_put_where_the_classifier_does_not():
     data, test = digits(), digits("test")
     torch.manual_seed(0)
     standard, guide = ResNet(widths=(16, 32)), ResNet(widths=(16, 32))
-    train_classifier(standard, data, 100, rate=5e-3)
-    train_guide(guide, data, 0.2, inner=2, steps=80, rate=5e-3)
+    train_classifier(standard, data, 100, learning_rate=5e-3)
+    train_guide(guide, data, 0.2, inner=2, steps=80, learning_rate=5e-3)
     x, y = test.pixels[:100], test.labels[:100]
     def right(net, eps):
         images = pgd(net, x, y, eps, steps=10).images if eps else x

@@ -46,10 +46,10 @@ def test_a_bent_image_stays_in_range_and_success_is_the_verdict():
 # nbs/attacks/04_spatial.ipynb #d1cccd03
 def test_no_pixel_is_read_from_farther_than_the_bound():
     ramp = torch.linspace(0, 1, 11, dtype=torch.float64).expand(1, 1, 11, 11).contiguous()
-    def pull(z):
+    def brightness(z):
         brightness = 1000 * z[:, 0].mean((1, 2)) - 600
         return torch.stack([torch.full_like(brightness, 100.0), brightness], 1)
-    bent = stadv(pull, ramp, torch.tensor([0]), bound=0.3, tau=0.0, steps=200, kappa=1e9)
+    bent = stadv(brightness, ramp, torch.tensor([0]), bound=0.3, tau=0.0, steps=200, kappa=1e9)
     moved = (bent.images - ramp) / 0.1
     assert not bent.success and moved.max() <= 0.3 + 1e-9
     assert moved[..., :-1].min() > 0.29
@@ -118,7 +118,7 @@ def test_a_flow_that_is_no_number_is_refused():
     for value in (nan, inf):
         refused(bound=value)
         refused(tau=value)
-        refused(rate=value)
+        refused(learning_rate=value)
     infinite = lambda z: net(z) * torch.tensor([inf] + [1.0] * 9)
     test_fail(lambda: stadv(infinite, x, y, steps=3), exc=(ArithmeticError, ValueError))
     flow = torch.full((2, 2, 8, 8), nan)

@@ -10,7 +10,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/core/02_figures.ipynb #1d086ebc
 def test_no_two_methods_look_alike():
-    looks = method_styles([str(i) for i in range(8)])
-    test_eq(len({(l["color"], l["marker"]) for l in looks.values()}), 8)
-    test_eq(len({l["marker"] for l in looks.values()}), 8)
+    styles = method_styles([str(i) for i in range(8)])
+    test_eq(len({(l["color"], l["marker"]) for l in styles.values()}), 8)
+    test_eq(len({l["marker"] for l in styles.values()}), 8)
     test_fail(lambda: method_styles(list("abcdefghi")), contains="split the figure")

@@ -66,10 +66,10 @@ def test_sixty_sweeps_arrive_at_the_exact_posterior():
     draw = torch.Generator().manual_seed(0)
     K, n, chains = 3, 6, 4_000
     normal = lambda *size: torch.randn(*size, generator=draw, dtype=torch.float64)
-    _, c, pull, w, _, _, prior = example((n,), K=K)  # weight times target: the score where all rows are zero
+    _, c, target, w, _, _, prior = example((n,), K=K)  # weight times target: the score where all rows are zero
     covariance = torch.linalg.inv((c * w) @ c.T + prior.diag())
-    mean = covariance @ (c @ pull)
-    rows, score = torch.zeros(chains, K).double(), pull.repeat(chains)
+    mean = covariance @ (c @ target)
+    rows, score = torch.zeros(chains, K).double(), target.repeat(chains)
     design, weight, offsets = c.repeat(1, chains), w.repeat(chains), torch.arange(chains + 1) * n
     for _ in range(60):
         rows, score = row_gibbs(rows, design, score, weight, offsets, normal(chains, K), prior)
@@ -82,10 +82,10 @@ def test_one_joint_draw_is_from_the_exact_posterior():
     draw = torch.Generator().manual_seed(0)
     K, n, chains = 3, 6, 4_000
     normal = lambda *size: torch.randn(*size, generator=draw, dtype=torch.float64)
-    _, c, pull, w, _, _, prior = example((n,), K=K)  # weight times target: the score where all rows are zero
+    _, c, target, w, _, _, prior = example((n,), K=K)  # weight times target: the score where all rows are zero
     covariance = torch.linalg.inv((c * w) @ c.T + prior.diag())
-    mean = covariance @ (c @ pull)
-    rows, score = torch.zeros(chains, K).double(), pull.repeat(chains)
+    mean = covariance @ (c @ target)
+    rows, score = torch.zeros(chains, K).double(), target.repeat(chains)
     design, weight, offsets = c.repeat(1, chains), w.repeat(chains), torch.arange(chains + 1) * n
     rows, score = row_block_gibbs(rows, design, score, weight, offsets, normal(chains, K), prior)
     assert ((rows.mean(0) - mean) / (covariance.diag() / chains).sqrt()).abs().max() < 5

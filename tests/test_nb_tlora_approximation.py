@@ -198,7 +198,7 @@ def test_a_ring_is_found_by_a_ring_and_a_rotation_is_not():
     kinds = "low rank", "Kronecker", "ring, R = 2", "rotation"
     *_, ring, rotation = [synthetic_truth(W0, kind, shape, 2, g) for kind in kinds]
     starts = (ring_transform(shape, 2, generator=g) for _ in range(2))
-    assert min(approximate(W0, ring, start, 2, iterations=1500).error for start in starts) < 0.05
+    assert min(approximate(W0, ring, start, 2, n_iter=1500).error for start in starts) < 0.05
     assert approximate(W0, rotation, ring_transform(shape), 2).error > 0.1
 
 

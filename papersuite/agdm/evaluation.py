@@ -92,13 +92,13 @@ def defence(
 # %% ../../nbs/agdm/05_evaluation.ipynb #0376094f
 def purified(
     parts: Parts,           # what a defence is made of
-    pull: nn.Module | None, # what guides; None: nothing
+    network: nn.Module | None, # what guides; None: nothing
 ) -> PurifiedClassifier:
     "The classifier behind the sampler."
     place = next(parts.classifier.parameters()).device
-    guide = pull.to(place).eval() if pull else None
+    guide = network.to(place).eval() if network else None
     pipeline = GuidedPurificationPipeline(parts.unet, parts.scheduler, guide)
-    scale = parts.scale if pull else 0.0
+    scale = parts.scale if network else 0.0
     return PurifiedClassifier(pipeline, parts.classifier, scale=scale, **parts.settings).eval()
 
 # %% ../../nbs/agdm/05_evaluation.ipynb #30427d7f

@@ -127,7 +127,7 @@ class Evaluation:
     start: int = 70          # t*, the level of noise from which an image is purified
     steps: int | None = None # K, steps of the sampler [none: t*]
     runs: int = 1            # purifications per look, whose logits are averaged
-    budget: tuple[int, ...] = (20, 4, 4) # steps of an attack, draws per step, looks at the result
+    budget: tuple[int, ...] = (20, 4, 4) # steps of an attack, draws per step, calls that judge the result
     batch: int = 64          # images at once
     checkpoint: bool = True  # compute the sampler's steps again in the backward pass, to save memory?
     seed: int = 0            # of everything random
@@ -136,7 +136,7 @@ class Evaluation:
         one_of("data", self.data, DATA)
         for name in ("images", "start", "runs", "batch"): whole(name, getattr(self, name), 1)
         if self.steps is not None: whole("steps", self.steps, 1, self.start)
-        needed = "steps,draws,looks such as 20,4,4"
+        needed = "steps,draws,repeats such as 20,4,4"
         if len(self.budget) != 3: raise InvalidArgument("budget", self.budget, needed)
         Budget(*self.budget)
         seed("seed", self.seed)

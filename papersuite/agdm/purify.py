@@ -58,12 +58,12 @@ def step(self: Chain,
     mean, image = posterior_mean(x, found, signal, after)
     v = step_variance(signal, after)
     if v == 0: return mean
-    if self.guided: mean = mean + self.scale * v * self.force(x, image, reference, signal, *noise[1:])
+    if self.guided: mean = mean + self.scale * v * self.guidance_term(x, image, reference, signal, *noise[1:])
     return mean + v**0.5 * noise[0]
 
 # %% ../../nbs/agdm/02_purify.ipynb #8cbdc224
 @patch
-def force(self: Chain,
+def guidance_term(self: Chain,
     x: Tensor,         # (n, c, h, w) at the level
     image: Tensor,     # (n, c, h, w) the estimate of the image in it
     reference: Tensor, # (n, ...) of the guide
@@ -83,7 +83,7 @@ def draw(self: Chain,
     return [self.noise() for _ in range(2 if self.guided and self.guide.needs_noise else 1)]
 
 # %% ../../nbs/agdm/02_purify.ipynb #6b3d46e8
-class _Again(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     "A step that is computed again in the backward pass."
     @staticmethod
     def forward(ctx, step, k, x, reference, *noise):
@@ -141,7 +141,7 @@ def purify(self: GuidedPurificationPipeline,
     reference = self.guide.reference(scaled) if chain.guided else None
     for k in range(len(chain_levels.t)):
         given = k, x, reference, *chain.draw(k)
-        x = _Again.apply(chain.step, *given) if checkpoint else chain.step(*given)
+        x = _Recomputed.apply(chain.step, *given) if checkpoint else chain.step(*given)
     return (x + 1).div(2).clamp(0, 1)
 
 # %% ../../nbs/agdm/02_purify.ipynb #02886dbd

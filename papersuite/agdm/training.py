@@ -64,29 +64,29 @@ def _identity(model, data, batch, augment) -> dict:
 
 # %% ../../nbs/agdm/04_training.ipynb #55f48d9a
 def train(
-    model: nn.Module, # trained in place; moved to the device that accelerate finds
-    loss: Callable,   # (model, x, y, generator) -> scalar
-    data: Images,     # to learn from
-    steps: int,       # updates of the weights
-    batch: int = 128, # pictures per step and process
-    rate: float = 2e-3,         # largest learning rate of AdamW
-    weight_decay: float = 1e-4, # of AdamW
-    warmup: int | None = None,  # steps; None: a twentieth
-    clip: float = 1.0,          # largest norm of the gradient
-    ema: float | None = None,   # decay of the weights' average, such as 0.999; not with batch normalisation
-    augment: tuple = (),        # names of `AUGMENTATIONS`
-    precision: str | None = None,     # or "bf16"; None: the weights' own
-    seed: int = 0,              # of everything random
+    model: nn.Module,             # trained in place; moved to the device that accelerate finds
+    loss: Callable,               # (model, x, y, generator) -> scalar
+    data: Images,                 # to learn from
+    steps: int,                   # updates of the weights
+    batch: int = 128,             # pictures per step and process
+    learning_rate: float = 2e-3,  # largest rate of AdamW
+    weight_decay: float = 1e-4,   # of AdamW
+    warmup: int | None = None,    # steps; None: a twentieth
+    clip: float = 1.0,            # largest norm of the gradient
+    ema: float | None = None,     # decay of the weights' average, such as 0.999; not with batch normalisation
+    augment: tuple = (),          # names of `AUGMENTATIONS`
+    precision: str | None = None, # or "bf16"; None: the weights' own
+    seed: int = 0,                # of everything random
     folder: str | Path | None = None, # for checkpoints; None: none are written
-    save_every: int = 500,      # steps from one checkpoint to the next
-    about: dict | None = None,  # more of the run's identity, such as the settings of the loss
-    title: str = "training",    # of the progress bar
-) -> list:            # the loss of every step; the model is in evaluation mode
+    save_every: int = 500,        # steps from one checkpoint to the next
+    about: dict | None = None,    # more of the run's identity, such as the settings of the loss
+    title: str = "training",      # of the progress bar
+) -> list:                        # the loss of every step; the model is in evaluation mode
     "Minimise `loss`. A folder with a checkpoint is continued. Errors as in `papersuite.training.fit`."
     task = picture_task(model, Objective(loss, about or {}), data, batch, augment)
     warmup = whole("steps", steps, least=1) // 20 if warmup is None else warmup
     how = dict(clip=clip, ema=ema, precision=precision, seed=seed, save_every=save_every)
-    plan = TrainingPlan(steps, rate, weight_decay, warmup, **how)
+    plan = TrainingPlan(steps, learning_rate, weight_decay, warmup, **how)
     return fit(model, task.loss, task.draw, plan, None, folder, task.identity, title).losses
 
 # %% ../../nbs/agdm/04_training.ipynb #a64b769d

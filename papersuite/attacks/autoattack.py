@@ -67,12 +67,12 @@ def worst_case(
     worst = report.failure["clean"].clone()
     for name, attack in attacks.items():
         on = torch.arange(len(x), device=x.device) if every else (worst == 0).nonzero()[:, 0]
-        _meet(report, worst, model, x, y, name, attack, on, repeats)
+        _attack_once(report, worst, model, x, y, name, attack, on, repeats)
     report.failure_of_worst = failure_share(model, report.images, y, repeats)
     return report
 
 # %% ../../nbs/attacks/02_autoattack.ipynb #71c5bcfc
-def _meet(report, worst, model, x, y, name, attack, on, repeats):
+def _attack_once(report, worst, model, x, y, name, attack, on, repeats):
     "One attack: its images, its bill, its shares; `report` and `worst` are updated in place."
     share = torch.full_like(worst, torch.nan)
     report.failure[name], report.forwards[name], report.backwards[name] = share, 0, 0

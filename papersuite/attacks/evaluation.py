@@ -46,7 +46,7 @@ class Budget:
     "What an attack may spend on an image. `ValueError` for less than 1 of anything."
     steps: int = 20 # of a walk
     draws: int = 4  # gradients averaged per step, on a random model
-    looks: int = 8  # by which an image is judged
+    repeats: int = 8 # by which an image is judged
 
     def __post_init__(self):
         for name, value in vars(self).items(): whole(name, value, least=1)
@@ -102,7 +102,7 @@ def walk(
 def _flow_walk(view, bound, steps, draws, model, x, y) -> Adversary:
     "StAdv on the mean logits of `draws` looks at the view."
     seen = view.model if draws == 1 else Expectation(view.model, draws)
-    pace = dict(tau=0.0, steps=steps, rate=max(0.1, 3 / steps), kappa=float("inf"), stop=False)
+    pace = dict(tau=0.0, steps=steps, learning_rate=max(0.1, 3 / steps), kappa=float("inf"), stop=False)
     found = stadv(seen, x, y, bound, **pace)
     return replace(found, forwards=draws * found.forwards, backwards=draws * found.backwards)
 
@@ -201,12 +201,12 @@ def evaluate(
     threat: Threat,            # what the attacker may do
     budget: Budget = Budget(), # what it may spend on an image
     others: dict[str, nn.Module] = {}, # as in `adversaries`
-    seed: int = 0,             # of all attacks and looks
+    seed: int = 0,             # of all attacks and calls
 ) -> WorstCase:
     "All adversaries on all images, and the worst of them per image. `ValueError` for bad images or labels."
-    looks = budget.looks if hasattr(defence, "views") else 1
+    repeats = budget.repeats if hasattr(defence, "views") else 1
     with seeded(seed, x.device):
-        return worst_case(defence, x, y, adversaries(defence, threat, budget, others, seed), repeats=looks)
+        return worst_case(defence, x, y, adversaries(defence, threat, budget, others, seed), repeats=repeats)
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #b621349c
 def auto_attack_random(
@@ -214,16 +214,16 @@ def auto_attack_random(
     x: Tensor,             # (n, c, h, w) images in [0, 1]
     y: Tensor,             # (n,) labels
     threat: Threat,        # linf or l2
-    budget: Budget = Budget(), # steps, draws and looks
+    budget: Budget = Budget(), # steps, draws and repeats
     classes: int = 10,     # of the model; below 4 the margin replaces DLR
-    seed: int = 0,         # of all attacks and looks
+    seed: int = 0,         # of all attacks and calls
 ) -> WorstCase:
     "AutoAttack for random models, arXiv 2003.01690. `ValueError` for a flow."
     if threat.kind == "flow": raise ValueError("AutoAttack knows balls only; use `evaluate` for a flow")
     spent = dict(steps=budget.steps, draws=budget.draws, classes=classes, seed=seed)
     with seeded(seed, x.device):
         attacks = attack_set(threat.size, threat.kind, "rand", **spent)
-        return worst_case(defence, x, y, attacks, repeats=budget.looks)
+        return worst_case(defence, x, y, attacks, repeats=budget.repeats)
 
 # %% ../../nbs/attacks/05_evaluation.ipynb #73b023be
 def wilson(

@@ -70,33 +70,33 @@ def _kept(images, success, counted, z, y, kappa):
 @in_evaluation_mode
 @torch.enable_grad()
 def stadv(
-    model: Callable,     # (n, c, h, w) images in [0, 1] -> (n, classes) logits
-    x: Tensor,           # (n, c, h, w) images in [0, 1], 3 × 3 or larger
-    y: Tensor,           # (n,) labels
-    bound: float = 1.0,  # largest move in pixels, each way; > 0
-    tau: float = 0.05,   # weight of the variation; 0.05 as in the paper
-    steps: int = 100,    # of Adam
-    rate: float = 0.1,   # of Adam, in θ
-    kappa: float = 0.0,  # margin that is enough; 0: a misread image is not pushed farther
-    stop: bool = True,   # keep the first misread warp? False: keep the last
-) -> Adversary:          # an image that is never misread comes back as its last warp
+    model: Callable,            # (n, c, h, w) images in [0, 1] -> (n, classes) logits
+    x: Tensor,                  # (n, c, h, w) images in [0, 1], 3 × 3 or larger
+    y: Tensor,                  # (n,) labels
+    bound: float = 1.0,         # largest move in pixels, each way; > 0
+    tau: float = 0.05,          # weight of the variation; 0.05 as in the paper
+    steps: int = 100,           # of Adam
+    learning_rate: float = 0.1, # of Adam, in θ
+    kappa: float = 0.0,         # margin that is enough; 0: a misread image is not pushed farther
+    stop: bool = True,          # keep the first misread warp? False: keep the last
+) -> Adversary:                 # an image that is never misread comes back as its last warp
     """Spatially transformed images, arXiv 1801.02612 eq. 2-4. `TypeError` or `ValueError` before the model is
     called, `ArithmeticError` where its slope is infinite."""
     check_attack(x, y, steps=steps)
-    _check_flow(x, bound, tau, rate)
+    _check_flow(x, bound, tau, learning_rate)
     counted, images, success = Counted(model), x.clone(), torch.zeros_like(y, dtype=torch.bool)
     note = lambda z: _kept(images, success, counted, z, y, kappa)
-    last = _bend(x, note, bound, tau, steps, rate, enough=lambda: stop and success.all())
+    last = _descend(x, note, bound, tau, steps, learning_rate, enough=lambda: stop and success.all())
     if not stop: success[:] = False # only the last counts
     with torch.no_grad(): note(last)
     found = torch.where(success.view(-1, 1, 1, 1), images, last)
     return Adversary(found, success, counted.forwards, counted.backwards)
 
 # %% ../../nbs/attacks/04_spatial.ipynb #deae47d4
-def _bend(x, gain_of, bound, tau, steps, rate, enough):
+def _descend(x, gain_of, bound, tau, steps, learning_rate, enough):
     "The warp after `steps` of Adam on equation (3), or when it is `enough`."
     theta = _start(x).requires_grad_()
-    optimiser = torch.optim.Adam([theta], rate)
+    optimiser = torch.optim.Adam([theta], learning_rate)
     for _ in tqdm(range(steps), desc="StAdv", leave=False, disable=None):
         flow = bound * theta.tanh()
         gain = gain_of(warp(x, flow).clamp(0, 1)) - tau * flow_variation(flow)
@@ -108,11 +108,11 @@ def _bend(x, gain_of, bound, tau, steps, rate, enough):
     return warp(x, bound * theta.detach().tanh()).clamp(0, 1)
 
 # %% ../../nbs/attacks/04_spatial.ipynb #aed4a945
-def _check_flow(x, bound, tau, rate):
+def _check_flow(x, bound, tau, learning_rate):
     "Refuse what `stadv` cannot bend."
     if x.ndim != 4 or min(x.shape[-2:]) < 3:
         needed = "a flow needs (n, channels, height, width), 3 × 3 or larger"
         raise ValueError(f"images have shape {tuple(x.shape)}; {needed}")
-    for name, value in (("bound", bound), ("rate", rate)):
+    for name, value in (("bound", bound), ("learning_rate", learning_rate)):
         if not 0 < value < math.inf: raise ValueError(f"{name} is {value}; it must be finite and above 0")
     if not 0 <= tau < math.inf: raise ValueError(f"tau is {tau}; it must be finite and 0 or more")

@@ -55,16 +55,16 @@ def _sweep_numpy(rows, score, design, weight, offsets, noise, prior):
     lengths = np.diff(offsets)
     full = lengths > 0
     starts = offsets[:-1][full]
-    push, precision = np.zeros((2, len(lengths)), rows.dtype)
-    pull, product = np.empty_like(score), np.empty_like(score)
+    slope, precision = np.zeros((2, len(lengths)), rows.dtype)
+    weighted, product = np.empty_like(score), np.empty_like(score)
     for k, c in enumerate(design):
-        np.multiply(weight, c, out=pull)
-        _segment_sums(np.multiply(c, score, out=product), starts, full, push)
-        _segment_sums(np.multiply(c, pull, out=product), starts, full, precision)
+        np.multiply(weight, c, out=weighted)
+        _segment_sums(np.multiply(c, score, out=product), starts, full, slope)
+        _segment_sums(np.multiply(c, weighted, out=product), starts, full, precision)
         t = prior[k] + precision
-        step = (push - prior[k] * rows[k]) / t + noise[k] / np.sqrt(t)
+        step = (slope - prior[k] * rows[k]) / t + noise[k] / np.sqrt(t)
         rows[k] += step
-        score -= np.multiply(pull, np.repeat(step, lengths), out=product)
+        score -= np.multiply(weighted, np.repeat(step, lengths), out=product)
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #976ededb
 def _segment_sums(values, starts, full, out):
@@ -79,11 +79,11 @@ def _row_gibbs_torch(rows, design, score, weight, offsets, noise, prior_precisio
     row = torch.repeat_interleave(numbers, lengths, output_size=len(score))
     total = lambda v: torch.zeros_like(rows[:, 0]).index_add_(0, row, v)
     for k, c in enumerate(design):
-        pull = weight * c
-        t = prior_precision[k] + total(c * pull)
+        weighted = weight * c
+        t = prior_precision[k] + total(c * weighted)
         step = (total(c * score) - prior_precision[k] * rows[:, k]) / t + noise[:, k] / t.sqrt()
         rows[:, k] += step
-        score -= pull * step[row]
+        score -= weighted * step[row]
     return rows, score
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #4ca774c0
@@ -106,14 +106,14 @@ if triton is not None:
         before = tl.maximum(k - 1, 0).to(tl.int64) * n  # K n may pass 2^31
         now = tl.minimum(k, K - 1).to(tl.int64) * n
         lanes = tl.arange(0, BLOCK)
-        push = tl.zeros((BLOCK,), score.dtype.element_ty)
-        pull = tl.zeros((BLOCK,), score.dtype.element_ty)
+        slope = tl.zeros((BLOCK,), score.dtype.element_ty)
+        curvature = tl.zeros((BLOCK,), score.dtype.element_ty)
         for a in range(start, stop, BLOCK):
             at, inside = a + lanes, a + lanes < stop
-            a_push, a_pull = _moved(design, score, weight, before, now, at, inside, step)
-            push += a_push
-            pull += a_pull
-        return tl.sum(push, 0), tl.sum(pull, 0)
+            a_slope, a_curvature = _moved(design, score, weight, before, now, at, inside, step)
+            slope += a_slope
+            curvature += a_curvature
+        return tl.sum(slope, 0), tl.sum(curvature, 0)
 
 # %% ../../nbs/kernels/03_row_gibbs.ipynb #77586cf1
 if triton is not None:
@@ -123,11 +123,11 @@ if triton is not None:
         start, stop = tl.load(offsets + i), tl.load(offsets + i + 1)
         step = tl.load(rows + i * K) * 0
         for k in range(0, K + 1):
-            push, pull = _pass(design, score, weight, k, K, n, start, stop, step, BLOCK)
+            slope, curvature = _pass(design, score, weight, k, K, n, start, stop, step, BLOCK)
             if k < K:
                 g, p = tl.load(rows + i * K + k), tl.load(prior + k)
-                t = p + pull
-                step = (push - p * g) / t + tl.load(noise + i * K + k) / tl.sqrt(t)
+                t = p + curvature
+                step = (slope - p * g) / t + tl.load(noise + i * K + k) / tl.sqrt(t)
                 tl.store(rows + i * K + k, g + step)
             tl.debug_barrier()
 

@@ -53,7 +53,7 @@ def answer(self: GGUFServer,
     messages: str | list[dict], # the conversation: dictionaries with role and content, or one string
     max_tokens: int = 256,      # of the answer; it ends earlier if the model says so
     temperature: float = 0.0,   # 0 takes the likeliest token
-    seed: int = 0,              # of the dice, for temperatures above 0
+    seed: int = 0,              # of the sampling, for temperatures above 0
     **options: object,          # anything else the protocol or llama.cpp knows, such as stop or cache_prompt
 ) -> dict:                      # OpenAI's chat completion, with llama.cpp's timings
     "One answer with all that is known about it; `ValueError` if the server refuses, as for too long a text."

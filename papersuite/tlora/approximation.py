@@ -192,26 +192,26 @@ def _joined(tensors):
     "The entries of all tensors in one vector."
     return torch.cat([t.flatten() for t in tensors]).numpy()
 
-def _minimise(objective, start, iterations):
+def _minimise(objective, start, n_iter):
     "L-BFGS on a list of tensors: the tensors at the end, and scipy's report."
     def value_and_slope(vector):
         tensors = [t.requires_grad_() for t in _cut(vector, start)]
         loss = objective(tensors)
         return loss.item(), _joined(torch.autograd.grad(loss, tensors))
-    options = dict(maxiter=iterations, maxfun=20 * iterations, maxcor=20, ftol=1e-10, gtol=1e-8)
+    options = dict(maxiter=n_iter, maxfun=20 * n_iter, maxcor=20, ftol=1e-10, gtol=1e-8)
     report = minimize(value_and_slope, _joined(start), jac=True, method="L-BFGS-B", options=options)
     return _cut(report.x, start), report
 
 # %% ../../nbs/tlora/03_approximation.ipynb #f60183da
-def _both_starts(error, start: list, cores: list, iterations: int) -> list:
+def _both_starts(error, start: list, cores: list, n_iter: int) -> list:
     "The transform fitted alone and a new residual; a new transform and the residual fitted alone."
-    transform, _ = _minimise(lambda tensors: error(tensors, rank=0), start, iterations)
-    residual, _ = _minimise(lambda tensors: error(tensors, no_transform()), cores, iterations)
+    transform, _ = _minimise(lambda tensors: error(tensors, rank=0), start, n_iter)
+    residual, _ = _minimise(lambda tensors: error(tensors, no_transform()), cores, n_iter)
     return [transform + cores, start + residual]
 
-def _best_fit(error, starts, iterations):
+def _best_fit(error, starts, n_iter):
     "Tensors and report of the best of several fits; nothing, where nothing is to be fitted."
-    fits = [_minimise(error, start, iterations) for start in starts]
+    fits = [_minimise(error, start, n_iter) for start in starts]
     return min(fits, key=lambda fit: fit[1].fun, default=([], None))
 
 # %% ../../nbs/tlora/03_approximation.ipynb #dffc9fc5
@@ -222,7 +222,7 @@ def approximate(
     rank: int = 0,                            # of the residual
     residual: str = "lora",                   # "lora" (exact) or "ring" (by gradient)
     shapes: tuple | None = None,              # (digits of O, digits of I), for a ring residual
-    iterations: int = 400,                    # of L-BFGS, at most
+    n_iter: int = 400,                        # of L-BFGS, at most
     generator: torch.Generator | None = None, # of the ring residual's start
 ) -> Approximation:
     """Equation (1) for a family of transforms and a kind of residual (arXiv 2501.08727, figure 2).
@@ -232,17 +232,17 @@ def approximate(
     before, after = (weight.detach().double() for weight in (before, after))
     error, start = _objective(before, after, transform, rank), transform.start
     starts, price = [start] if start else [], rank * sum(before.shape)
-    if residual == "ring": starts, price = _ring_starts(error, start, shapes, rank, generator, iterations)
-    tensors, report = _best_fit(error, starts, iterations)
+    if residual == "ring": starts, price = _ring_starts(error, start, shapes, rank, generator, n_iter)
+    tensors, report = _best_fit(error, starts, n_iter)
     matrix, price = transform.matrix(tensors[:len(start)]), transform.stored + price
     rest = _parts(before, after, transform, rank, tensors)[1]
     return Approximation(error(tensors).item(), price, matrix, rest, *_convergence(report))
 
 # %% ../../nbs/tlora/03_approximation.ipynb #d93330e6
-def _ring_starts(error, start, shapes, rank, generator, iterations):
+def _ring_starts(error, start, shapes, rank, generator, n_iter):
     "Where fits with a ring residual begin, and how many numbers it stores."
     cores = [core.double() * 0.3 for side in zero_ring(*shapes, rank, generator) for core in side]
-    starts = _both_starts(error, start, cores, iterations) if start else [cores]
+    starts = _both_starts(error, start, cores, n_iter) if start else [cores]
     return starts, sum(core.numel() for core in cores)
 
 def _convergence(report):
