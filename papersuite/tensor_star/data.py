@@ -11,8 +11,21 @@ __all__ = ['STANFORD', 'light_field', 'faces', 'stanford_light_field']
 import numpy as np
 from ..core.data import DataUnavailable, dataset, local_file
 
+# %% ../../nbs/tensor_star/03_data.ipynb #245b0be8
+def _picture_and_moves(height: int, width: int) -> tuple:
+    "The left image, and how many pixels a point moves down and to the right for one baseline."
+    from skimage import data, transform
+    left, _, disparity = data.stereo_motorcycle()
+    picture = transform.resize(left, (height, width), anti_aliasing=True)
+    known = np.isfinite(disparity)
+    disparity = np.where(known, disparity, np.median(disparity[known]))
+    in_widths = transform.resize(disparity, (height, width), anti_aliasing=True) / left.shape[1]
+    return picture, in_widths * left.shape[1] * height / left.shape[0], in_widths * width
+
 # %% ../../nbs/tensor_star/03_data.ipynb #ae35d070
-@dataset("light_field", kind="simulated", source="scikit-image's stereo_motorcycle (Middlebury 2014), warped here", licence="research use (Middlebury)")
+@dataset(
+    "light_field", kind="simulated", licence="research use (Middlebury)",
+    source="scikit-image's stereo_motorcycle (Middlebury 2014), warped here")
 def light_field(
     height: int = 32, width: int = 44, # pixels of each view
     views: int = 7,                    # views per direction
@@ -20,42 +33,53 @@ def light_field(
 ) -> np.ndarray:                       # (height, width, 3, views, views), values in [0, 1]
     "Views of a real scene from a square of camera places."
     from scipy.ndimage import map_coordinates
-    from skimage import data, transform
-    left, _, disparity = data.stereo_motorcycle()
-    image = transform.resize(left, (height, width), anti_aliasing=True)
-    disparity = np.where(np.isfinite(disparity), disparity, np.median(disparity[np.isfinite(disparity)]))
-    shift = transform.resize(disparity, (height, width), anti_aliasing=True) / left.shape[1] # in image widths
-    down, right = shift * left.shape[1] * height / left.shape[0], shift * width              # in pixels of the view
+    picture, down, right = _picture_and_moves(height, width)
     y, x = np.mgrid[:height, :width].astype(float)
+    def look(u, v):
+        at = (y + u * down, x + v * right)
+        colours = [map_coordinates(picture[..., c], at, order=1, mode="nearest") for c in range(3)]
+        return np.stack(colours, -1)
     places = np.linspace(-spread, spread, views)
-    look = lambda c, u, v: map_coordinates(image[..., c], (y + u * down, x + v * right), order=1, mode="nearest")
-    return np.stack([np.stack([np.stack([look(c, u, v) for v in places], -1) for u in places], -2) for c in range(3)], 2)
+    rows = [np.stack([look(u, v) for v in places], -1) for u in places]
+    return np.stack(rows, -2)
 
 # %% ../../nbs/tensor_star/03_data.ipynb #20623bfe
-@dataset("faces", kind="packaged", source="scikit-image: lfw_subset (Labeled Faces in the Wild)", licence="research use")
+@dataset(
+    "faces", kind="packaged", licence="research use",
+    source="scikit-image: lfw_subset (Labeled Faces in the Wild)")
 def faces() -> np.ndarray: # (200, 25, 25), values in [0, 1]
     "A hundred faces and a hundred that are not."
     from skimage import data
     return data.lfw_subset().astype(float)
 
-# %% ../../nbs/tensor_star/03_data.ipynb #ed161720
+# %% ../../nbs/tensor_star/03_data.ipynb #66735a79
 STANFORD = "the Stanford light field archive (lightfield.stanford.edu), rectified views"
 
-@dataset("stanford_light_field", kind="local", source=STANFORD, licence="CC BY 3.0 for research; see the archive", path="stanford_light_field")
+def _views_in(folder) -> dict:
+    "The pictures in a folder of the archive: (row, column) on the grid -> path."
+    import re
+    matches = [(re.match(r"out_(\d+)_(\d+).*\.png$", path.name), path) for path in sorted(folder.iterdir())]
+    return {tuple(map(int, m.groups())): path for m, path in matches if m}
+
+# %% ../../nbs/tensor_star/03_data.ipynb #ed161720
+@dataset(
+    "stanford_light_field", kind="local", source=STANFORD, licence="CC BY 3.0 for research; see the archive",
+    path="stanford_light_field")
 def stanford_light_field(
     name: str = "truck",                 # of the scene
     height: int = 120, width: int = 160, # pixels of each view after resizing
     views: int = 9,                      # central views per direction
 ) -> np.ndarray:                         # (height, width, 3, views, views), values in [0, 1]
-    "A rectified light field from the folder under `PAPERSUITE_DATA`; raises `DataUnavailable` with what to put where."
-    import re
+    "A rectified light field under `PAPERSUITE_DATA`; raises `DataUnavailable` with what to put where."
     from skimage import io, transform
     folder = local_file(f"stanford_light_field/{name}", STANFORD)
-    found = {tuple(map(int, m.groups())): p for p in sorted(folder.iterdir()) if (m := re.match(r"out_(\d+)_(\d+).*\.png$", p.name))}
-    start = (17 - views) // 2
-    grid = [[found.get((start + u, start + v)) for v in range(views)] for u in range(views)]
-    if any(p is None for row in grid for p in row):
+    found = _views_in(folder)
+    central = range((17 - views) // 2, (17 - views) // 2 + views)
+    if any((u, v) not in found for u in central for v in central):
         what = f"stanford_light_field/{name}: {views} × {views} central views out_RR_CC_….png"
         raise DataUnavailable(what, STANFORD, str(folder), f"{len(found)} views are there")
-    look = lambda p: transform.resize(io.imread(p)[..., :3], (height, width), anti_aliasing=True)
-    return np.stack([np.stack([look(p) for p in row], -1) for row in grid], -2)
+    def look(u, v):
+        picture = io.imread(found[u, v])[..., :3]
+        return transform.resize(picture, (height, width), anti_aliasing=True)
+    rows = [np.stack([look(u, v) for v in central], -1) for u in central]
+    return np.stack(rows, -2)
