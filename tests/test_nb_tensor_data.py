@@ -14,10 +14,12 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_an_image_is_cut_so_that_a_mode_is_a_scale():
     x = photograph((4, 4, 4, 4, 4, 4, 3))
     image = transform.resize(data.astronaut(), (64, 64), anti_aliasing=True)
-    test_close(x[0, 0, 0, 0, 0].reshape(2, 2, 3), image[:2, :2], eps=1e-12)          # the last two digits: neighbouring pixels
+    test_close(x[0, 0, 0, 0, 0].reshape(2, 2, 3), image[:2, :2], eps=1e-12) # the last two digits: neighbours
     test_close(x[3, 3, 3, 3, 3, 3], image[63, 63], eps=1e-12)
-    for shape in ((4, 4, 4, 4, 4, 4, 3), (16, 16, 16, 3), (64, 64, 3), (8, 8, 8, 8, 3), (64, 16, 4, 3)): test_eq(join_image(cut_image(image, shape)), image)
-    test_fail(lambda: photograph((5, 5, 3, 3)), contains="side² · 3"); test_fail(lambda: join_image(np.zeros((4, 5))), contains="no square")
+    for shape in ((4, 4, 4, 4, 4, 4, 3), (16, 16, 16, 3), (64, 64, 3), (8, 8, 8, 8, 3), (64, 16, 4, 3)):
+        test_eq(join_image(cut_image(image, shape)), image)
+    test_fail(lambda: photograph((5, 5, 3, 3)), contains="side² · 3")
+    test_fail(lambda: join_image(np.zeros((4, 5))), contains="no square")
 
 
 # nbs/tensor/04_data.ipynb #686b69d1

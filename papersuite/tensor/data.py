@@ -11,46 +11,65 @@ __all__ = ['cut_image', 'join_image', 'photograph', 'hyperspectral', 'kinetic', 
 import numpy as np
 from ..core.data import dataset
 
-# %% ../../nbs/tensor/04_data.ipynb #26c7250a
-def _digits(shape: tuple):
+# %% ../../nbs/tensor/04_data.ipynb #a096696c
+def _digits(shape: tuple) -> list | None:
     "Digits per mode of an interleaved shape such as (16, 16, 3), or None if it is cut plainly."
     digits = [round(np.sqrt(n)) for n in shape[:-1]]
     return digits if shape[-1] == 3 and all(d * d == n for d, n in zip(digits, shape)) else None
 
+# %% ../../nbs/tensor/04_data.ipynb #26c7250a
 def cut_image(
     image: np.ndarray, # (side, side, 3)
     shape: tuple,      # with side² · 3 entries
-) -> np.ndarray:
-    "The picture as a tensor; row and column digits are interleaved where all modes but the last are squares. `ValueError` for a shape that does not fit."
+) -> np.ndarray:       # of that shape
+    """The picture as a tensor; row and column digits are interleaved if all modes but the last are squares.
+
+    `ValueError` for a shape that does not fit."""
     side = image.shape[0]
     if image.shape != (side, side, 3) or image.size != np.prod(shape):
-        raise ValueError(f"shape {shape} has {np.prod(shape)} entries; it must be side² · 3 of a square colour picture, here {image.shape}")
-    if not (digits := _digits(shape)): return image.reshape(shape)
+        raise ValueError(
+            f"shape {shape} has {np.prod(shape)} entries; it must be side² · 3 of a square colour picture, "
+            f"here {image.shape}")
+    digits = _digits(shape)
+    if not digits: return image.reshape(shape)
     n = len(digits)
-    return image.reshape(*digits, *digits, 3).transpose(*(axis for k in range(n) for axis in (k, n + k)), 2 * n).reshape(shape)
+    order = [axis for k in range(n) for axis in (k, n + k)]
+    return image.reshape(*digits, *digits, 3).transpose(*order, 2 * n).reshape(shape)
 
 # %% ../../nbs/tensor/04_data.ipynb #9ea9c230
-def join_image(tensor: np.ndarray) -> np.ndarray: # (side, side, 3)
-    "The picture that `cut_image` made into `tensor`."
+def join_image(
+    tensor: np.ndarray, # of `cut_image`
+) -> np.ndarray:        # (side, side, 3)
+    "The picture that `cut_image` made into `tensor`; `ValueError` if there is none."
     side, digits = round(np.sqrt(tensor.size / 3)), _digits(tensor.shape)
-    if side * side * 3 != tensor.size: raise ValueError(f"a tensor of shape {tensor.shape} is no square colour picture")
+    if side * side * 3 != tensor.size:
+        raise ValueError(f"a tensor of shape {tensor.shape} is no square colour picture")
     if not digits: return tensor.reshape(side, side, 3)
     n = len(digits)
-    return tensor.reshape(*(d for d in digits for _ in range(2)), 3).transpose(*range(0, 2 * n, 2), *range(1, 2 * n, 2), 2 * n).reshape(side, side, 3)
+    pairs = tensor.reshape(*(d for d in digits for _ in range(2)), 3)
+    rows, columns = range(0, 2 * n, 2), range(1, 2 * n, 2)
+    return pairs.transpose(*rows, *columns, 2 * n).reshape(side, side, 3)
 
 # %% ../../nbs/tensor/04_data.ipynb #d191685e
-@dataset("photograph", kind="packaged", source="scikit-image: astronaut (NASA, Eileen Collins)", licence="public domain")
+@dataset(
+    "photograph", kind="packaged", licence="public domain",
+    source="scikit-image: astronaut (NASA, Eileen Collins)")
 def photograph(
-    shape: tuple = (4, 4, 4, 4, 4, 4, 3), # how the 64 × 64 × 3 (or other square) image is cut; the product must be side² · 3
-) -> np.ndarray:
+    shape: tuple = (4, 4, 4, 4, 4, 4, 3), # how a square image is cut; the product must be side² · 3
+) -> np.ndarray:                          # of that shape
     "A colour photograph cut into many modes (visual data tensorisation), values in [0, 1]."
     from skimage import data, transform
     side = int(round(np.sqrt(np.prod(shape) / 3)))
     return cut_image(transform.resize(data.astronaut(), (side, side), anti_aliasing=True), shape)
 
 # %% ../../nbs/tensor/04_data.ipynb #e0b6f910
-@dataset("hyperspectral", kind="packaged", source="tensorly: Indian Pines (AVIRIS), Purdue University", licence="public")
-def hyperspectral(size: int = 64, bands: int = 50) -> np.ndarray: # (size, size, bands), values in [0, 1]
+@dataset(
+    "hyperspectral", kind="packaged", licence="public",
+    source="tensorly: Indian Pines (AVIRIS), Purdue University")
+def hyperspectral(
+    size: int = 64,  # pixels of each side
+    bands: int = 50, # evenly spaced among the 200
+) -> np.ndarray:     # (size, size, bands), values in [0, 1]
     "A corner of the Indian Pines image, every fourth band or so."
     from tensorly.datasets import load_indian_pines
     x = np.asarray(load_indian_pines().tensor, dtype=float)
@@ -58,7 +77,9 @@ def hyperspectral(size: int = 64, bands: int = 50) -> np.ndarray: # (size, size,
     return x / x.max()
 
 # %% ../../nbs/tensor/04_data.ipynb #08d89ec3
-@dataset("kinetic", kind="packaged", source="tensorly: kinetic fluorescence (Nikolajsen 2003)", licence="see tensorly")
+@dataset(
+    "kinetic", kind="packaged", licence="see tensorly",
+    source="tensorly: kinetic fluorescence (Nikolajsen 2003)")
 def kinetic(
     step: int = 2,         # take every `step`-th of the first and last mode
     missing: bool = False, # put NaN where the data set says that nothing was measured
@@ -72,13 +93,17 @@ def kinetic(
     return x / np.nanmax(np.abs(x))
 
 # %% ../../nbs/tensor/04_data.ipynb #2e7670c5
-@dataset("serology", kind="packaged", source="tensorly: COVID-19 systems serology (Zohar 2020)", licence="MIT-style (UC Regents)")
+@dataset(
+    "serology", kind="packaged", licence="MIT-style (UC Regents)",
+    source="tensorly: COVID-19 systems serology (Zohar 2020)")
 def serology() -> np.ndarray: # (438, 6, 11), standard units
     "Antibody measurements: patients × antigens × receptors."
     from tensorly.datasets import load_covid19_serology
     return np.asarray(load_covid19_serology().tensor, dtype=float)
 
-@dataset("il2", kind="packaged", source="tensorly: interleukin-2 responses (Orcutt-Jahns 2021)", licence="MIT-style (UC Regents)")
+@dataset(
+    "il2", kind="packaged", licence="MIT-style (UC Regents)",
+    source="tensorly: interleukin-2 responses (Orcutt-Jahns 2021)")
 def il2() -> np.ndarray: # (13, 4, 12, 8), NaN where nothing was measured
     "Signalling response: ligand × time × dose × cell type."
     from tensorly.datasets import load_IL2data
