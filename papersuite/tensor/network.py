@@ -17,24 +17,29 @@ import numpy as np
 import opt_einsum as oe
 import tensorly as tl
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from ..core.check import whole
 
 # %% ../../nbs/tensor/00_network.ipynb #c260096b
 @dataclass(frozen=True)
 class TensorNetwork:
-    "A tensor format as a graph: `nodes[v]` holds the labels of node v's axes, `modes` the labels that stay open, `sizes` the size of every label."
-    nodes: tuple  # one tuple of labels per node
+    "A tensor format as a graph: nodes with labelled axes, the labels that stay open, and the size of each."
+    nodes: tuple  # one tuple of labels per node, a label for each axis of its array
     modes: tuple  # the labels of the tensor's modes, in order
     sizes: dict   # label -> size ≥ 1
     name: str = "tensor network"
 
     def __post_init__(self):
         count = Counter(label for node in self.nodes for label in node)
-        if missing := [l for l in count if l not in self.sizes]: raise ValueError(f"labels {missing} have no size")
-        if bad := {l: self.sizes[l] for l in count if self.sizes[l] < 1}: raise ValueError(f"sizes must be 1 or more, given {bad}")
-        if open_ := [m for m in self.modes if count[m] != 1]:
-            raise ValueError(f"mode {open_[0]!r} stands at {count[open_[0]]} nodes; a mode stands at exactly one")
-        if twice := [n for n in self.nodes if len(set(n)) < len(n)]: raise ValueError(f"node {twice[0]} has a label twice")
+        missing = [l for l in count if l not in self.sizes]
+        if missing: raise ValueError(f"labels {missing} have no size")
+        bad = {l: self.sizes[l] for l in count if self.sizes[l] < 1}
+        if bad: raise ValueError(f"sizes must be 1 or more, given {bad}")
+        for mode in self.modes:
+            if count[mode] == 1: continue
+            raise ValueError(f"mode {mode!r} stands at {count[mode]} nodes; a mode stands at exactly one")
+        for node in self.nodes:
+            if len(set(node)) < len(node): raise ValueError(f"node {node} has a label twice")
 
 # %% ../../nbs/tensor/00_network.ipynb #e768d001
 @patch(as_prop=True)
@@ -51,99 +56,138 @@ def node_shapes(self: TensorNetwork) -> list:
 @lru_cache(maxsize=4096)
 def _expression(inputs: tuple, output: tuple, shapes: tuple):
     "A compiled contraction with a kept path; labels may be anything hashable."
-    symbol = {l: oe.get_symbol(n) for n, l in enumerate(dict.fromkeys(l for labels in inputs for l in labels))}
-    text = ",".join("".join(symbol[l] for l in labels) for labels in inputs) + "->" + "".join(symbol[l] for l in output)
-    size = {l: s for labels, shape in zip(inputs, shapes) for l, s in zip(labels, shape)}
-    limit = max([math.prod(shape) for shape in shapes] + [math.prod(size[l] for l in output)])
-    for factor in (1, 4, None):
-        try: return oe.contract_expression(text, *shapes, optimize="dp", memory_limit=factor and factor * limit)
+    labels = dict.fromkeys(l for own in inputs for l in own)
+    symbol = {l: oe.get_symbol(n) for n, l in enumerate(labels)}
+    words = ["".join(symbol[l] for l in own) for own in (*inputs, output)]
+    text = ",".join(words[:-1]) + "->" + words[-1]
+    size = {l: s for own, shape in zip(inputs, shapes) for l, s in zip(own, shape)}
+    largest = max(math.prod(shape) for shape in (*shapes, [size[l] for l in output]))
+    for limit in (largest, 4 * largest, None):
+        try: return oe.contract_expression(text, *shapes, optimize="dp", memory_limit=limit)
         except RuntimeError: continue # no path within the limit
 
 # %% ../../nbs/tensor/00_network.ipynb #b18e81bd
 def contract(
     operands: list, # pairs (labels, array)
     output: tuple,  # labels of the result
-):
-    "Sum of products over all labels that are not in `output`, along an optimised path, in the backend of the arrays."
+) -> ArrayLike:     # in the backend of the arrays
+    "Sum of products over all labels that are not in `output`, along an optimised path."
     labels, arrays = zip(*operands)
-    return _expression(tuple(labels), tuple(output), tuple(tuple(a.shape) for a in arrays))(*arrays)
+    shapes = tuple(tuple(array.shape) for array in arrays)
+    return _expression(tuple(labels), tuple(output), shapes)(*arrays)
 
 # %% ../../nbs/tensor/00_network.ipynb #5aa4613d
 @patch
-def check(self: TensorNetwork, weights: list):
+def check(self: TensorNetwork,
+    weights: list, # one array per node
+) -> None:
     "Raise `ValueError` unless `weights` are one array of the right shape per node."
     shapes = [tuple(w.shape) for w in weights]
-    if shapes != self.node_shapes: raise ValueError(f"the nodes of this {self.name} have shapes {self.node_shapes}, given {shapes}")
+    if shapes == self.node_shapes: return
+    raise ValueError(f"the nodes of this {self.name} have shapes {self.node_shapes}, given {shapes}")
 
 @patch
 def to_tensor(self: TensorNetwork,
     weights: list, # one array per node
-):                 # the full tensor, shape `self.shape`
+) -> ArrayLike:    # the full tensor, shape `self.shape`
     "Equation (1) for all entries; `ValueError` if the shapes do not fit."
     self.check(weights)
     return contract(list(zip(self.nodes, weights)), self.modes)
 
 # %% ../../nbs/tensor/00_network.ipynb #68986dcb
-def _ranks(rank, n: int, what: str) -> list:
-    "`rank` as a list of `n` positive integers, else a `ValueError` or `TypeError` that says what is needed."
+def _ranks(rank: int | list, n: int, what: str) -> list:
+    "`rank` as a list of `n` positive integers, else an error that says what is needed."
     ranks = list(rank) if hasattr(rank, "__len__") else [rank] * n
-    if len(ranks) != n: raise ValueError(f"{what} has {len(ranks)} entries; it needs {n} (or one number for all)")
+    if len(ranks) != n:
+        raise ValueError(f"{what} has {len(ranks)} entries; it needs {n} (or one number for all)")
     return [whole(what, r, least=1) for r in ranks]
 
-def _network(name, nodes, shape, **bonds) -> TensorNetwork:
+def _network(name: str, nodes, shape: tuple, **bonds: list) -> TensorNetwork:
     "Modes are labelled `('i', k)`, bonds `(letter, k)` with sizes from the lists in `bonds`."
-    sizes = {("i", k): int(s) for k, s in enumerate(shape)} | {(letter, k): r for letter, ranks in bonds.items() for k, r in enumerate(ranks)}
-    return TensorNetwork(tuple(map(tuple, nodes)), tuple(("i", k) for k in range(len(shape))), sizes, name)
+    modes = tuple(("i", k) for k in range(len(shape)))
+    sizes = {mode: int(size) for mode, size in zip(modes, shape)}
+    for letter, ranks in bonds.items(): sizes |= {(letter, k): r for k, r in enumerate(ranks)}
+    return TensorNetwork(tuple(map(tuple, nodes)), modes, sizes, name)
 
 # %% ../../nbs/tensor/00_network.ipynb #6691c709
-def cp(shape: tuple, rank: int) -> TensorNetwork:
+def cp(
+    shape: tuple, # of the tensor
+    rank: int,    # R, the number of terms
+) -> TensorNetwork:
     "Canonical polyadic format: N factors (I_k, R)."
-    return _network("CP", [[("i", k), ("r", 0)] for k in range(len(shape))], shape, r=_ranks(rank, 1, "CP rank"))
+    nodes = [[("i", k), ("r", 0)] for k in range(len(shape))]
+    return _network("CP", nodes, shape, r=_ranks(rank, 1, "CP rank"))
 
-def tucker(shape: tuple, rank) -> TensorNetwork:
+def tucker(
+    shape: tuple,     # of the tensor
+    rank: int | list, # R_1, …, R_N, or one for all
+) -> TensorNetwork:
     "Tucker format: N factors (I_k, R_k) and a core (R_1, …, R_N)."
     n = len(shape)
-    return _network("Tucker", [[("i", k), ("r", k)] for k in range(n)] + [[("r", k) for k in range(n)]], shape, r=_ranks(rank, n, "Tucker rank"))
+    factors, core = [[("i", k), ("r", k)] for k in range(n)], [("r", k) for k in range(n)]
+    return _network("Tucker", [*factors, core], shape, r=_ranks(rank, n, "Tucker rank"))
 
 # %% ../../nbs/tensor/00_network.ipynb #dd097572
-def tensor_ring(shape: tuple, rank) -> TensorNetwork:
+def tensor_ring(
+    shape: tuple,     # of the tensor
+    rank: int | list, # R_1, …, R_N, or one for all
+) -> TensorNetwork:
     "Tensor ring: N nodes (R_k, I_k, R_{k+1}), cyclic (arXiv 1606.05535)."
     n = len(shape)
-    return _network("tensor ring", [[("r", k), ("i", k), ("r", (k + 1) % n)] for k in range(n)], shape, r=_ranks(rank, n, "tensor-ring rank"))
+    nodes = [[("r", k), ("i", k), ("r", (k + 1) % n)] for k in range(n)]
+    return _network("tensor ring", nodes, shape, r=_ranks(rank, n, "tensor-ring rank"))
 
-def tensor_train(shape: tuple, rank) -> TensorNetwork:
+def tensor_train(
+    shape: tuple,     # of the tensor
+    rank: int | list, # R_1, …, R_{N-1}, or one for all
+) -> TensorNetwork:
     "Tensor train: nodes (I_1, R_1), (R_1, I_2, R_2), …, (R_{N-1}, I_N)."
     n = len(shape)
-    nodes = [[l for l in (("r", k - 1), ("i", k), ("r", k)) if l[0] == "i" or 0 <= l[1] < n - 1] for k in range(n)]
-    return _network("tensor train", nodes, shape, r=_ranks(rank, n - 1, "tensor-train rank"))
+    def node(k):
+        before, after = [("r", k - 1)] if k > 0 else [], [("r", k)] if k < n - 1 else []
+        return [*before, ("i", k), *after]
+    return _network("tensor train", map(node, range(n)), shape, r=_ranks(rank, n - 1, "tensor-train rank"))
 
 # %% ../../nbs/tensor/00_network.ipynb #101c0811
-def tensor_wheel(shape: tuple, rank_ring, rank_spoke) -> TensorNetwork:
+def tensor_wheel(
+    shape: tuple,           # of the tensor
+    rank_ring: int | list,  # R_1, …, R_N, or one for all
+    rank_spoke: int | list, # L_1, …, L_N, or one for all
+) -> TensorNetwork:
     "Tensor wheel: N nodes (R_k, I_k, L_k, R_{k+1}) on a ring and a hub (L_1, …, L_N)."
     n = len(shape)
-    nodes = [[("r", k), ("i", k), ("l", k), ("r", (k + 1) % n)] for k in range(n)] + [[("l", k) for k in range(n)]]
-    return _network("tensor wheel", nodes, shape, r=_ranks(rank_ring, n, "ring rank"), l=_ranks(rank_spoke, n, "spoke rank"))
+    rim = [[("r", k), ("i", k), ("l", k), ("r", (k + 1) % n)] for k in range(n)]
+    hub = [("l", k) for k in range(n)]
+    ranks = dict(r=_ranks(rank_ring, n, "ring rank"), l=_ranks(rank_spoke, n, "spoke rank"))
+    return _network("tensor wheel", [*rim, hub], shape, **ranks)
 
-def fctn(shape: tuple, rank) -> TensorNetwork:
-    "Fully connected tensor network: a bond (j, k) for every two modes j < k; ranks in the order (0,1), (0,2), …"
-    pairs = list(combinations(range(len(shape)), 2))
-    nodes = [[("i", k), *(("r", b) for b, pair in enumerate(pairs) if k in pair)] for k in range(len(shape))]
+# %% ../../nbs/tensor/00_network.ipynb #794e92ca
+def fctn(
+    shape: tuple,     # of the tensor
+    rank: int | list, # one for each pair (0,1), (0,2), …, or one for all
+) -> TensorNetwork:
+    "Fully connected tensor network: a bond (j, k) for every two modes j < k."
+    n = len(shape)
+    pairs = list(combinations(range(n), 2))
+    nodes = [[("i", k), *(("r", b) for b, pair in enumerate(pairs) if k in pair)] for k in range(n)]
     return _network("FCTN", nodes, shape, r=_ranks(rank, len(pairs), "FCTN rank"))
 
 # %% ../../nbs/tensor/00_network.ipynb #e546752f
 def tensor_star(
-    shape: tuple,
-    rank_left,   # R_k, left rank of factor k
-    rank_right,  # L_k, right rank of factor k
-    rank_core,   # S_k, ring rank between core k-1 and core k
+    shape: tuple,           # of the tensor
+    rank_left: int | list,  # R_k, left rank of factor k
+    rank_right: int | list, # L_k, right rank of factor k
+    rank_core: int | list,  # S_k, ring rank between core k-1 and core k
 ) -> TensorNetwork:
-    "Tensor star: factors (R_k, I_k, L_k) and cores (L_k, S_k, S_{k+1}, R_{k+1}), in the order G_1, C_1, G_2, C_2, … (arXiv 2403.10481)."
+    """Tensor star: factors (R_k, I_k, L_k) and cores (L_k, S_k, S_{k+1}, R_{k+1}), arXiv 2403.10481.
+
+    The nodes come in the order G_1, C_1, G_2, C_2, …"""
     n, nodes = len(shape), []
     for k in range(n):
         after = (k + 1) % n
         nodes += [[("r", k), ("i", k), ("l", k)], [("l", k), ("s", k), ("s", after), ("r", after)]]
-    ranks = dict(r=_ranks(rank_left, n, "rank_left"), l=_ranks(rank_right, n, "rank_right"), s=_ranks(rank_core, n, "rank_core"))
-    return _network("tensor star", nodes, shape, **ranks)
+    left, right = _ranks(rank_left, n, "rank_left"), _ranks(rank_right, n, "rank_right")
+    return _network("tensor star", nodes, shape, r=left, l=right, s=_ranks(rank_core, n, "rank_core"))
 
 # %% ../../nbs/tensor/00_network.ipynb #87c32091
 @patch(as_prop=True)
@@ -161,8 +205,10 @@ def bonds(self: TensorNetwork) -> dict:
 @patch(as_prop=True)
 def dof(self: TensorNetwork) -> int:
     "Degrees of freedom, equation (2): dimension of the set of tensors, generic ranks below saturation."
-    plain = {b: v for b, v in self.bonds.items() if len(v) == 2}
-    gauge = sum(self.sizes[b]**2 if b in plain else (len(v) - 1) * self.sizes[b] for b, v in self.bonds.items())
+    plain = {b: ends for b, ends in self.bonds.items() if len(ends) == 2}
+    hyper = {b: ends for b, ends in self.bonds.items() if b not in plain}
+    gauge = sum(self.sizes[b]**2 for b in plain)
+    gauge += sum((len(ends) - 1) * self.sizes[b] for b, ends in hyper.items())
     group = list(range(len(self.nodes)))
     for a, b in plain.values(): group = [group[b] if g == group[a] else g for g in group]
     cycles = len(plain) - len(self.nodes) + len(set(group))
@@ -171,70 +217,91 @@ def dof(self: TensorNetwork) -> int:
 # %% ../../nbs/tensor/00_network.ipynb #9fd7e391
 @patch
 def entries(self: TensorNetwork,
-    weights: list, # one array per node
-    index,         # (n, N) integer array or tensor, one position per row
-):                 # (n,) values
-    "Entries of the tensor at `index` without forming it; `TypeError` for a list, `ValueError` for a wrong width, `IndexError` outside the tensor."
+    weights: list,    # one array per node
+    index: ArrayLike, # (n, N) integer array or tensor, one position per row
+) -> ArrayLike:       # (n,) values
+    """Entries of the tensor at `index` without forming it.
+
+    `TypeError` for a list, `ValueError` for a wrong width, `IndexError` outside the tensor."""
     self.check(weights)
-    if not hasattr(index, "shape"): raise TypeError(f"index is a {type(index).__name__}; give an integer array or tensor of shape (n, {len(self.modes)})")
-    if len(index.shape) != 2 or index.shape[1] != len(self.modes): raise ValueError(f"index has shape {tuple(index.shape)}; it must be (n, {len(self.modes)})")
+    n_modes = len(self.modes)
+    if not hasattr(index, "shape"):
+        given = type(index).__name__
+        raise TypeError(f"index is a {given}; give an integer array or tensor of shape (n, {n_modes})")
+    if len(index.shape) != 2 or index.shape[1] != n_modes:
+        raise ValueError(f"index has shape {tuple(index.shape)}; it must be (n, {n_modes})")
     return contract([self._row(v, w, index) for v, w in enumerate(weights)], ("n",))
 
 # %% ../../nbs/tensor/00_network.ipynb #ac33eb82
 @patch
 def _row(self: TensorNetwork, v: int, weight, index):
-    "Node `v` read at the positions `index`: labels ('n', bonds…) and array, or the node itself if it holds no mode."
+    "Labels and array of node `v` read at the positions `index`, or of the node itself if it holds no mode."
     node = self.nodes[v]
-    if not set(node) & set(self.modes): return node, weight
-    order = [node.index(l) for l in node if l in self.modes] + [node.index(l) for l in node if l not in self.modes]
-    picks = tuple(index[:, self.modes.index(l)] for l in node if l in self.modes)
-    return ("n", *(l for l in node if l not in self.modes)), tl.transpose(weight, order)[picks]
+    modes, bonds = [l for l in node if l in self.modes], [l for l in node if l not in self.modes]
+    if not modes: return node, weight
+    order = [node.index(l) for l in modes + bonds]
+    picks = tuple(index[:, self.modes.index(l)] for l in modes)
+    return ("n", *bonds), tl.transpose(weight, order)[picks]
 
 # %% ../../nbs/tensor/00_network.ipynb #b3af490d
 @patch
 def random(self: TensorNetwork,
-    random_state=None, # seed or `numpy.random.RandomState`
-    **context,         # dtype and device, as `tensorly.context(x)` gives them
-) -> list:
-    "Random Gaussian nodes in tensorly's current backend; entries of the tensor have mean 0 and variance about 1."
+    random_state: int | np.random.RandomState | None = None, # seed or generator
+    **context, # dtype and device, as `tensorly.context(x)` gives them
+) -> list:     # one array per node
+    "Random Gaussian nodes in tensorly's current backend; the tensor's entries have mean 0, variance about 1."
     rng = tl.check_random_state(random_state)
     scale = math.prod(self.sizes[b] for b in self.bonds) ** (-0.5 / len(self.nodes))
     return [tl.tensor(scale * rng.standard_normal(s), **context) for s in self.node_shapes]
 
+# %% ../../nbs/tensor/00_network.ipynb #ab7c6abe
+def _slice_norms(weight, axis: int):
+    "Norm of every slice of an array along one of its axes."
+    others = tuple(a for a in range(len(weight.shape)) if a != axis)
+    return tl.sqrt(tl.sum(weight**2, axis=others))
+
+def _scaled(weight, factors, axis: int):
+    "An array with every slice along one axis multiplied by its factor."
+    return weight * tl.reshape(factors, [-1 if a == axis else 1 for a in range(len(weight.shape))])
+
 # %% ../../nbs/tensor/00_network.ipynb #5cfb3c65
 @patch
-def balance(self: TensorNetwork, weights: list) -> list:
-    "The same tensor with, on every bond, slices of equal norm at all its nodes (bonds with a zero slice are left alone)."
+def balance(self: TensorNetwork,
+    weights: list, # one array per node; not changed
+) -> list:         # the new nodes
+    "The same tensor with, on every bond, slices of equal norm at all its nodes."
     weights = list(weights)
     for bond, ends in self.bonds.items():
         axes = [self.nodes[v].index(bond) for v in ends]
-        others = lambda v, a: tuple(x for x in range(len(self.nodes[v])) if x != a)
-        norms = [tl.sqrt(tl.sum(weights[v]**2, axis=others(v, a))) for v, a in zip(ends, axes)]
-        logs = [tl.log(n + (n == 0)) for n in norms]
+        norms = [_slice_norms(weights[v], axis) for v, axis in zip(ends, axes)]
         if any(bool(tl.any(n == 0)) for n in norms): continue
+        logs = [tl.log(n) for n in norms]
         mean = sum(logs) / len(logs)
-        for v, a, log in zip(ends, axes, logs):
-            weights[v] = weights[v] * tl.reshape(tl.exp(mean - log), [-1 if x == a else 1 for x in range(len(self.nodes[v]))])
+        for v, axis, log in zip(ends, axes, logs): weights[v] = _scaled(weights[v], tl.exp(mean - log), axis)
     return weights
 
 # %% ../../nbs/tensor/00_network.ipynb #1f63149b
 @patch
-def resized(self: TensorNetwork, sizes: dict) -> TensorNetwork:
-    "The same drawing with other sizes for the labels in `sizes`."
-    if unknown := set(sizes) - set(self.sizes): raise ValueError(f"labels {sorted(map(str, unknown))} are not in this {self.name}")
+def resized(self: TensorNetwork,
+    sizes: dict, # label -> new size, for the labels that change
+) -> TensorNetwork:
+    "The same drawing with other sizes for the labels in `sizes`; `ValueError` for labels it does not have."
+    unknown = set(sizes) - set(self.sizes)
+    if unknown: raise ValueError(f"labels {sorted(map(str, unknown))} are not in this {self.name}")
     return TensorNetwork(self.nodes, self.modes, self.sizes | sizes, self.name)
 
 # %% ../../nbs/tensor/00_network.ipynb #249484ba
 @patch
 def padded(self: TensorNetwork,
-    weights: list,     # nodes of a network with the same drawing and smaller or equal bonds
+    weights: list,       # nodes of a network with the same drawing and smaller or equal bonds
     noise: float = 0.01, # size of the new entries beside the root mean square of their node
-    random_state=None,
-) -> list:
-    "`weights` in the corner of nodes of this network's sizes, small noise elsewhere; `ValueError` if something would have to shrink."
+    random_state: int | np.random.RandomState | None = None, # seed or generator of the noise
+) -> list:               # one array per node
+    "`weights` in the corner of nodes of this network's sizes, small noise elsewhere; nothing may shrink."
     rng, out = tl.check_random_state(random_state), []
     for w, shape in zip(weights, self.node_shapes):
-        if any(a > b for a, b in zip(w.shape, shape)): raise ValueError(f"a node of shape {tuple(w.shape)} does not fit into {shape}")
+        if any(a > b for a, b in zip(w.shape, shape)):
+            raise ValueError(f"a node of shape {tuple(w.shape)} does not fit into {shape}")
         old = tl.to_numpy(w)
         new = noise * np.sqrt(np.mean(old**2)) * rng.standard_normal(shape)
         new[tuple(slice(n) for n in old.shape)] = old
