@@ -24,10 +24,10 @@ from ..core.check import whole
 @dataclass(frozen=True)
 class TensorNetwork:
     "A tensor format as a graph: nodes with labelled axes, the labels that stay open, and the size of each."
-    nodes: tuple  # one tuple of labels per node, a label for each axis of its array
-    modes: tuple  # the labels of the tensor's modes, in order
-    sizes: dict   # label -> size ≥ 1
-    name: str = "tensor network"
+    nodes: tuple                 # one tuple of labels per node, a label for each axis of its array
+    modes: tuple                 # the labels of the tensor's modes, in order
+    sizes: dict                  # label -> size ≥ 1
+    name: str = "tensor network" # as figures and messages call it
 
     def __post_init__(self):
         count = Counter(label for node in self.nodes for label in node)
@@ -111,16 +111,16 @@ def _network(name: str, nodes, shape: tuple, **bonds: list) -> TensorNetwork:
 
 # %% ../../nbs/tensor/00_network.ipynb #6691c709
 def cp(
-    shape: tuple, # of the tensor
-    rank: int,    # R, the number of terms
+    shape: tuple, # sizes of the modes
+    rank: int,    # R
 ) -> TensorNetwork:
     "Canonical polyadic format: N factors (I_k, R)."
     nodes = [[("i", k), ("r", 0)] for k in range(len(shape))]
     return _network("CP", nodes, shape, r=_ranks(rank, 1, "CP rank"))
 
 def tucker(
-    shape: tuple,     # of the tensor
-    rank: int | list, # R_1, …, R_N, or one for all
+    shape: tuple,     # sizes of the modes
+    rank: int | list, # one per mode, or one for all
 ) -> TensorNetwork:
     "Tucker format: N factors (I_k, R_k) and a core (R_1, …, R_N)."
     n = len(shape)
@@ -129,8 +129,8 @@ def tucker(
 
 # %% ../../nbs/tensor/00_network.ipynb #dd097572
 def tensor_ring(
-    shape: tuple,     # of the tensor
-    rank: int | list, # R_1, …, R_N, or one for all
+    shape: tuple,     # sizes of the modes
+    rank: int | list, # one per bond, or one for all
 ) -> TensorNetwork:
     "Tensor ring: N nodes (R_k, I_k, R_{k+1}), cyclic (arXiv 1606.05535)."
     n = len(shape)
@@ -138,8 +138,8 @@ def tensor_ring(
     return _network("tensor ring", nodes, shape, r=_ranks(rank, n, "tensor-ring rank"))
 
 def tensor_train(
-    shape: tuple,     # of the tensor
-    rank: int | list, # R_1, …, R_{N-1}, or one for all
+    shape: tuple,     # sizes of the modes
+    rank: int | list, # one per bond, or one for all
 ) -> TensorNetwork:
     "Tensor train: nodes (I_1, R_1), (R_1, I_2, R_2), …, (R_{N-1}, I_N)."
     n = len(shape)
@@ -150,9 +150,9 @@ def tensor_train(
 
 # %% ../../nbs/tensor/00_network.ipynb #101c0811
 def tensor_wheel(
-    shape: tuple,           # of the tensor
-    rank_ring: int | list,  # R_1, …, R_N, or one for all
-    rank_spoke: int | list, # L_1, …, L_N, or one for all
+    shape: tuple,           # sizes of the modes
+    rank_ring: int | list,  # R_k, along the ring
+    rank_spoke: int | list, # L_k, to the hub
 ) -> TensorNetwork:
     "Tensor wheel: N nodes (R_k, I_k, L_k, R_{k+1}) on a ring and a hub (L_1, …, L_N)."
     n = len(shape)
@@ -163,8 +163,8 @@ def tensor_wheel(
 
 # %% ../../nbs/tensor/00_network.ipynb #794e92ca
 def fctn(
-    shape: tuple,     # of the tensor
-    rank: int | list, # one for each pair (0,1), (0,2), …, or one for all
+    shape: tuple,     # sizes of the modes
+    rank: int | list, # one per pair of modes, or one for all
 ) -> TensorNetwork:
     "Fully connected tensor network: a bond (j, k) for every two modes j < k."
     n = len(shape)
@@ -174,7 +174,7 @@ def fctn(
 
 # %% ../../nbs/tensor/00_network.ipynb #e546752f
 def tensor_star(
-    shape: tuple,           # of the tensor
+    shape: tuple,           # sizes of the modes
     rank_left: int | list,  # R_k, left rank of factor k
     rank_right: int | list, # L_k, right rank of factor k
     rank_core: int | list,  # S_k, ring rank between core k-1 and core k
@@ -247,8 +247,8 @@ def _row(self: TensorNetwork, v: int, weight, index):
 @patch
 def random(self: TensorNetwork,
     random_state: int | np.random.RandomState | None = None, # seed or generator
-    **context, # dtype and device, as `tensorly.context(x)` gives them
-) -> list:     # one array per node
+    **context: object,                             # dtype and device, as `tensorly.context(x)` gives them
+) -> list:                                         # one array per node
     "Random Gaussian nodes in tensorly's current backend; the tensor's entries have mean 0, variance about 1."
     rng = tl.check_random_state(random_state)
     scale = math.prod(self.sizes[b] for b in self.bonds) ** (-0.5 / len(self.nodes))
@@ -267,7 +267,7 @@ def _scaled(weight, factors, axis: int):
 # %% ../../nbs/tensor/00_network.ipynb #5cfb3c65
 @patch
 def balance(self: TensorNetwork,
-    weights: list, # one array per node; not changed
+    weights: list, # one array per node
 ) -> list:         # the new nodes
     "The same tensor with, on every bond, slices of equal norm at all its nodes."
     weights = list(weights)
@@ -283,7 +283,7 @@ def balance(self: TensorNetwork,
 # %% ../../nbs/tensor/00_network.ipynb #1f63149b
 @patch
 def resized(self: TensorNetwork,
-    sizes: dict, # label -> new size, for the labels that change
+    sizes: dict, # label -> its new size
 ) -> TensorNetwork:
     "The same drawing with other sizes for the labels in `sizes`; `ValueError` for labels it does not have."
     unknown = set(sizes) - set(self.sizes)
@@ -293,10 +293,10 @@ def resized(self: TensorNetwork,
 # %% ../../nbs/tensor/00_network.ipynb #249484ba
 @patch
 def padded(self: TensorNetwork,
-    weights: list,       # nodes of a network with the same drawing and smaller or equal bonds
-    noise: float = 0.01, # size of the new entries beside the root mean square of their node
+    weights: list,                       # nodes of a network with the same drawing and smaller or equal bonds
+    noise: float = 0.01,                 # size of the new entries beside the root mean square of their node
     random_state: int | np.random.RandomState | None = None, # seed or generator of the noise
-) -> list:               # one array per node
+) -> list:                               # one array per node
     "`weights` in the corner of nodes of this network's sizes, small noise elsewhere; nothing may shrink."
     rng, out = tl.check_random_state(random_state), []
     for w, shape in zip(weights, self.node_shapes):
