@@ -25,7 +25,7 @@ def mean_limits(
     from scipy import stats
     n, mean = len(values), values.mean()
     reach = stats.t.ppf(CONFIDENCE, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return mean - reach, mean + reach
+    return float(mean - reach), float(mean + reach)
 
 # %% ../../nbs/core/00b_evidence.ipynb #f9138027
 POWER, MANY_SEEDS = 0.8, 10_000
