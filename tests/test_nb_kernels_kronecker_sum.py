@@ -15,9 +15,10 @@ def test_the_product_is_that_of_the_written_matrix():
     from papersuite.kernels.kronecker_sum import kronecker_sum, kronecker_sum_reference
     torch.manual_seed(0)
     for n, S, I1, J1, IR, JR in ((1, 1, 2, 3, 4, 5), (7, 4, 3, 2, 5, 6), (33, 2, 8, 8, 10, 10)):
-        x, left, right = (torch.randn(*shape, dtype=torch.float64) for shape in ((n, J1 * JR), (S, I1, J1), (S, IR, JR)))
-        matrix = sum(torch.kron(l, r) for l, r in zip(left, right))
-        for f in (kronecker_sum, kronecker_sum_reference): assert torch.allclose(f(x, left, right), x @ matrix.T)
+        shapes = (n, J1 * JR), (S, I1, J1), (S, IR, JR)
+        x, left, right = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
+        expected = x @ sum(torch.kron(l, r) for l, r in zip(left, right)).T
+        for f in (kronecker_sum, kronecker_sum_reference): assert torch.allclose(f(x, left, right), expected)
 
 
 # nbs/kernels/05_kronecker_sum.ipynb #23c5f34c
@@ -25,7 +26,8 @@ def test_the_written_gradients_are_those_of_automatic_differentiation():
     import torch
     from papersuite.kernels.kronecker_sum import _factor_gradients, kronecker_sum_reference
     torch.manual_seed(0)
-    x, left, right = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 6), (3, 4, 2), (3, 5, 3)))
+    shapes = (5, 6), (3, 4, 2), (3, 5, 3)
+    x, left, right = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     grad = torch.randn(5, 20, dtype=torch.float64)
     to_x, to_left, to_right = torch.autograd.grad(kronecker_sum_reference(x, left, right), (x, left, right), grad)
     with torch.no_grad(): mine = _factor_gradients(grad, x, left, right)
@@ -42,11 +44,13 @@ import torch
 from papersuite.kernels.kronecker_sum import kronecker_sum, kronecker_sum_reference
 torch.manual_seed(0)
 for n, S, I1, J1, IR, JR in ((5, 1, 3, 2, 7, 5), (19, 4, 4, 4, 20, 33), (9, 2, 8, 6, 40, 10)):
-    arguments = [torch.randn(*shape, requires_grad=True) for shape in ((n, J1 * JR), (S, I1, J1), (S, IR, JR))]
+    shapes = (n, J1 * JR), (S, I1, J1), (S, IR, JR)
+    arguments = [torch.randn(*shape, requires_grad=True) for shape in shapes]
     upstream = torch.randn(n, I1 * IR)
     outs = [f(*arguments) for f in (kronecker_sum, kronecker_sum_reference)]
     grads = [torch.autograd.grad((o * upstream).sum(), arguments) for o in outs]
-    for a, b in ((outs[0], outs[1]), *zip(*grads)): assert torch.allclose(a, b, atol=1e-4, rtol=1e-4), (n, (a - b).abs().max())
+    for a, b in ((outs[0], outs[1]), *zip(*grads)):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4), (n, (a - b).abs().max())
 print("agree")
 """
     assert in_interpreter(CHECK).strip().endswith("agree")
@@ -54,8 +58,10 @@ print("agree")
 
 # nbs/kernels/05_kronecker_sum.ipynb #12062049
 def test_bad_factors_are_refused():
-    import pytest, torch
+    import pytest
+    import torch
     from papersuite.kernels.kronecker_sum import kronecker_sum
-    with pytest.raises(ValueError, match="J1 × J'"): kronecker_sum(torch.ones(2, 7), torch.ones(1, 2, 2), torch.ones(1, 3, 3))
-    with pytest.raises(ValueError, match="left"): kronecker_sum(torch.ones(2, 6), torch.ones(2, 2, 2), torch.ones(1, 3, 3))
-    with pytest.raises(TypeError, match="float64"): kronecker_sum(torch.ones(2, 6), torch.ones(1, 2, 2).double(), torch.ones(1, 3, 3))
+    two, three, pair = torch.ones(1, 2, 2), torch.ones(1, 3, 3), torch.ones(2, 2, 2)
+    with pytest.raises(ValueError, match="J1 × J'"): kronecker_sum(torch.ones(2, 7), two, three)
+    with pytest.raises(ValueError, match="left"): kronecker_sum(torch.ones(2, 6), pair, three)
+    with pytest.raises(TypeError, match="float64"): kronecker_sum(torch.ones(2, 6), two.double(), three)

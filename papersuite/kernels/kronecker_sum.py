@@ -19,13 +19,14 @@ def kronecker_sum_reference(
     right: Tensor, # (S, I', J')
 ) -> Tensor:       # (N, I1 × I')
     "Σ (L_s ⊗ K_s) x by equation (2), the plain way."
-    return torch.einsum("sij,njb,sab->nia", left, x.reshape(len(x), left.shape[2], right.shape[2]), right).flatten(1)
+    tokens = x.reshape(len(x), left.shape[2], right.shape[2])
+    return torch.einsum("sij,njb,sab->nia", left, tokens, right).flatten(1)
 
 # %% ../../nbs/kernels/05_kronecker_sum.ipynb #020d9172
 def _factor_gradients(grad: Tensor, x: Tensor, left: Tensor, right: Tensor) -> tuple:
     "The last two of equations (3)."
-    n = len(x)
-    x, grad = x.reshape(n, left.shape[2], right.shape[2]), grad.reshape(n, left.shape[1], right.shape[1])
+    x = x.reshape(len(x), left.shape[2], right.shape[2])
+    grad = grad.reshape(len(x), left.shape[1], right.shape[1])
     to_left, to_right = torch.empty_like(left), torch.empty_like(right)
     for s in range(len(left)):
         to_left[s] = torch.einsum("nia,nja->ij", grad, x @ right[s].T)
@@ -38,39 +39,70 @@ try:
     import triton.language as tl
 except ImportError: triton = None
 
+# %% ../../nbs/kernels/05_kronecker_sum.ipynb #62fdd07d
+if triton is not None:
+    @triton.jit
+    def _times_right(
+        x, right, place, inside, columns, s, IR, JR,
+        ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    ):
+        "Rows of x times a block of columns of K_s transposed."
+        part = tl.zeros((ROWS, BLOCK_I), dtype=tl.float32)
+        for start in range(0, JR, BLOCK_J):
+            j = start + tl.arange(0, BLOCK_J)
+            there = j < JR
+            of_x, of_right = place[:, None] * JR + j[None, :], (s * IR + columns)[None, :] * JR + j[:, None]
+            a = tl.load(x + of_x, mask=inside[:, None] & there[None, :], other=0.0)
+            b = tl.load(right + of_right, mask=(columns < IR)[None, :] & there[:, None], other=0.0)
+            part += tl.dot(a, b, input_precision="ieee")
+        return part
+
+# %% ../../nbs/kernels/05_kronecker_sum.ipynb #f7cdfd4a
+if triton is not None:
+    @triton.jit
+    def _all_terms(
+        x, left, right, token, digit, columns, N, S, I1, J1, IR, JR,
+        ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    ):
+        "Equation (2) for a tile of rows and a block of columns."
+        place, inside = token * J1 + digit, (token < N) & (digit < J1)
+        same = (token[:, None] == token[None, :]) & (digit[:, None] < I1) & (digit[None, :] < J1)
+        total = tl.zeros((ROWS, BLOCK_I), dtype=tl.float32)
+        for s in range(S):
+            part = _times_right(x, right, place, inside, columns, s, IR, JR, ROWS, BLOCK_I, BLOCK_J)
+            mix = tl.load(left + (s * I1 + digit)[:, None] * J1 + digit[None, :], mask=same, other=0.0)
+            total += tl.dot(mix, part, input_precision="ieee")
+        return total
+
 # %% ../../nbs/kernels/05_kronecker_sum.ipynb #ff2771e1
 if triton is not None:
     @triton.jit
-    def _kernel(x, left, right, out, N, S, I1, J1, IR, JR, P: tl.constexpr, ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
-        row, columns = tl.arange(0, ROWS), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
-        token, place = tl.program_id(0) * (ROWS // P) + row // P, row % P
-        total = tl.zeros((ROWS, BLOCK_I), dtype=tl.float32)
-        same = (token[:, None] == token[None, :]) & (place[:, None] < I1) & (place[None, :] < J1)
-        for s in range(S):
-            part = tl.zeros((ROWS, BLOCK_I), dtype=tl.float32)
-            for start in range(0, JR, BLOCK_J):
-                j = start + tl.arange(0, BLOCK_J)
-                inside = (token < N) & (place < J1)
-                a = tl.load(x + (token * J1 + place)[:, None] * JR + j[None, :], mask=inside[:, None] & (j < JR)[None, :], other=0.0)
-                b = tl.load(right + (s * IR + columns)[None, :] * JR + j[:, None], mask=(columns < IR)[None, :] & (j < JR)[:, None], other=0.0)
-                part += tl.dot(a, b, input_precision="ieee")
-            mix = tl.load(left + (s * I1 + place)[:, None] * J1 + place[None, :], mask=same, other=0.0)
-            total += tl.dot(mix, part, input_precision="ieee")
-        keep = ((token < N) & (place < I1))[:, None] & (columns < IR)[None, :]
-        tl.store(out + (token * I1 + place)[:, None] * IR + columns[None, :], total, mask=keep)
+    def _kernel(
+        x, left, right, out, N, S, I1, J1, IR, JR,
+        P: tl.constexpr, ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    ):
+        row = tl.arange(0, ROWS)
+        columns = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+        token, digit = tl.program_id(0) * (ROWS // P) + row // P, row % P
+        total = _all_terms(
+            x, left, right, token, digit, columns, N, S, I1, J1, IR, JR, ROWS, BLOCK_I, BLOCK_J)
+        keep = ((token < N) & (digit < I1))[:, None] & (columns < IR)[None, :]
+        tl.store(out + (token * I1 + digit)[:, None] * IR + columns[None, :], total, mask=keep)
 
-# %% ../../nbs/kernels/05_kronecker_sum.ipynb #0e73236d
+# %% ../../nbs/kernels/05_kronecker_sum.ipynb #b285f351
 def _by_kernel(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     "Equation (2) in Triton."
     x, left, right = x.contiguous(), left.contiguous(), right.contiguous()
     (S, I1, J1), (_, IR, JR) = left.shape, right.shape
-    P = max(2, triton.next_power_of_2(max(I1, J1)))
-    rows = max(P, 64)
+    padded = max(2, triton.next_power_of_2(max(I1, J1)))
+    rows = max(padded, 64)
     out = x.new_empty(len(x), I1 * IR)
-    grid = (triton.cdiv(len(x), rows // P), triton.cdiv(IR, 32))
-    _kernel[grid](x, left, right, out, len(x), S, I1, J1, IR, JR, P=P, ROWS=rows, BLOCK_I=32, BLOCK_J=32)
+    grid = (triton.cdiv(len(x), rows // padded), triton.cdiv(IR, 32))
+    blocks = dict(P=padded, ROWS=rows, BLOCK_I=32, BLOCK_J=32)
+    _kernel[grid](x, left, right, out, len(x), S, I1, J1, IR, JR, **blocks)
     return out
 
+# %% ../../nbs/kernels/05_kronecker_sum.ipynb #0e73236d
 class _KroneckerSum(torch.autograd.Function):
     "Equations (2) and (3)."
     @staticmethod
@@ -82,9 +114,23 @@ class _KroneckerSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, left, right = ctx.saved_tensors
-        to_x = _by_kernel(grad, left.transpose(1, 2), right.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        to_left, to_right = _factor_gradients(grad, x, left, right) if any(ctx.needs_input_grad[1:]) else (None, None)
+        to_x = to_left = to_right = None
+        if ctx.needs_input_grad[0]: to_x = _by_kernel(grad, left.transpose(1, 2), right.transpose(1, 2))
+        if any(ctx.needs_input_grad[1:]): to_left, to_right = _factor_gradients(grad, x, left, right)
         return to_x, to_left, to_right
+
+# %% ../../nbs/kernels/05_kronecker_sum.ipynb #6316786b
+def _check(x: Tensor, left: Tensor, right: Tensor):
+    "`ValueError` for shapes, `TypeError` for kinds of numbers that do not fit."
+    terms_fit = x.ndim == 2 and left.ndim == right.ndim == 3 and len(left) == len(right) > 0
+    if not (terms_fit and x.shape[1] == left.shape[2] * right.shape[2]):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, left {tuple(left.shape)} and right {tuple(right.shape)}; "
+            "needed are (N, J1 × J'), (S, I1, J1) and (S, I', J')")
+    if not x.dtype == left.dtype == right.dtype or not x.is_floating_point():
+        raise TypeError(
+            f"x, left and right are {x.dtype}, {left.dtype} and {right.dtype}; "
+            "they must be floating-point numbers of one kind")
 
 # %% ../../nbs/kernels/05_kronecker_sum.ipynb #ec38ea76
 def kronecker_sum(
@@ -92,10 +138,10 @@ def kronecker_sum(
     left: Tensor,  # (S, I1, J1)
     right: Tensor, # (S, I', J')
 ) -> Tensor:       # (N, I1 × I')
-    "Σ (L_s ⊗ K_s) x, equation (1): by Triton on a GPU, else by PyTorch; differentiable once by Triton. `ValueError`/`TypeError` for what does not fit."
-    if not (x.ndim == 2 and left.ndim == right.ndim == 3 and len(left) == len(right) and len(left) and x.shape[1] == left.shape[2] * right.shape[2]):
-        raise ValueError(f"x has shape {tuple(x.shape)}, left {tuple(left.shape)} and right {tuple(right.shape)}; needed are (N, J1 × J'), (S, I1, J1) and (S, I', J')")
-    if not x.dtype == left.dtype == right.dtype or not x.is_floating_point(): raise TypeError(f"x, left and right are {x.dtype}, {left.dtype} and {right.dtype}; they must be floating-point numbers of one kind")
+    """Σ (L_s ⊗ K_s) x, equation (1): by Triton on a GPU, else by PyTorch; differentiable once by Triton.
+
+    `ValueError`/`TypeError` for what does not fit."""
+    _check(x, left, right)
     if use_triton(x) and x.dtype == torch.float32: return _KroneckerSum.apply(x, left, right)
-    z = x.reshape(len(x), left.shape[2], right.shape[2])
-    return sum(l @ (z @ r.T) for l, r in zip(left, right)).flatten(1)
+    tokens = x.reshape(len(x), left.shape[2], right.shape[2])
+    return sum(l @ (tokens @ r.T) for l, r in zip(left, right)).flatten(1)
