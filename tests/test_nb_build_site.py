@@ -15,6 +15,14 @@ def test_a_page_has_no_number():
     test_eq([page_name(n) for n in notebooks], ["core/results", "index", "x/two_2"])
 
 
+# nbs/build/04_site.ipynb #45d17f03
+def test_a_link_of_a_notebook_leads_somewhere_on_the_site():
+    target = _site_link(project_root())
+    test_eq(target("nbs/tensor/01_als.ipynb"), "/tensor/als.ipynb")
+    test_eq(target("data/figures/agdm/noise.png"), "/agdm/noise.png")
+    assert target("data/README.md").endswith("/blob/main/data/README.md")
+
+
 # nbs/build/04_site.ipynb #c5b4f93c
 def test_the_readme_is_the_front_notebook():
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell

@@ -58,7 +58,8 @@ def _site_link(root: Path):
     url = repository(root)
     def target(path):
         if path.startswith("nbs/") and path.endswith(".ipynb"): return f"/{page_name(path[4:])}.ipynb"
-        return f"/{path[5:]}" if path.startswith("data/figures/") else f"{url}/{path}"
+        if path.startswith("data/figures/"): return path.removeprefix("data/figures")
+        return f"{url}/{path}"
     return target
 
 # %% ../../nbs/build/04_site.ipynb #cae3e0df
@@ -494,7 +495,8 @@ def setup(
         for node in doctree.findall(nodes.math_block):
             if "amsmath" in node.get("classes", []): continue
             text = nodes.Text(r"\[" + node.astext().strip() + r"\]")
-            node["no-wrap"], node.children = True, []
+            node["no-wrap"] = node["nowrap"] = True # the second is for Sphinx 8, the last on Python 3.10
+            node.children = []
             node += text
     app.connect("doctree-read", as_written)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
