@@ -202,30 +202,6 @@ def test_a_ring_is_found_by_a_ring_and_a_rotation_is_not():
     assert approximate(W0, rotation, ring_transform(shape), 2).error > 0.1
 
 
-# nbs/tlora/03_approximation.ipynb #8f896bb0
-def test_fine_tuning_starts_where_pre_training_ended():
-    import numpy as np, torch
-    torch.set_num_threads(1)
-    from papersuite.tlora.approximation import LAYER, fine_tune, pretrain
-    weights, again, other = pretrain(16, 3, seed=0), pretrain(16, 3, seed=0), pretrain(16, 3, seed=1)
-    assert np.array_equal(weights[LAYER], again[LAYER]) and not np.array_equal(weights[LAYER], other[LAYER])
-    still, _ = fine_tune(weights, 1, 0.0, 0.0, seed=0, keep=(1,))
-    assert np.array_equal(still[1], weights[LAYER].astype(float))
-    moved, loss = fine_tune(weights, 4, 1e-3, 0.01, seed=0, keep=(2, 4))
-    assert set(moved) == {2, 4} and loss > 0 and not np.array_equal(moved[2], moved[4])
-    shrunk, _ = fine_tune(weights, 1, 1e-12, 1e11, seed=0, keep=(1,)) # decay alone: W <- (1 - rate * decay) W
-    assert np.allclose(shrunk[1], 0.9 * weights[LAYER], atol=1e-6)
-
-
-# nbs/tlora/03_approximation.ipynb #55e505ab
-def test_holes_hide_a_quarter_of_the_pixels():
-    import torch
-    from papersuite.tlora.approximation import noisy_batch
-    x, time, noise = noisy_batch(torch.ones(5, 64), 7, True, torch.Generator().manual_seed(0))
-    mask, masked = x[:, 64:128], x[:, 128:]
-    assert x.shape == (7, 192) and (mask.sum(1) == 48).all() and torch.equal(mask, masked)
-
-
 # nbs/tlora/03_approximation.ipynb #3b69a488
 def test_rotations_are_rotations():
     import torch
