@@ -61,10 +61,9 @@ def masked_sweep(self: TensorNetwork,
     weights = list(weights)
     for v, node in enumerate(self.nodes):
         own, bonds = self._own_mode(v)
+        rows, which = self._rows_read(own, index)
         order = [node.index(l) for l in own + bonds]
         old = tl.transpose(weights[v], order)
-        rows = self.sizes[own[0]] if own else 1
-        which = index[:, self.modes.index(own[0])] if own else np.zeros(len(index), dtype=int)
         equations = self._normal_equations(v, weights, values, index, which, rows, bonds)
         new = _solve_rows(*equations, tl.reshape(old, (rows, -1)), prox)
         weights[v] = tl.transpose(tl.reshape(new, old.shape), np.argsort(order).tolist())
@@ -77,6 +76,7 @@ def _solve_rows(grams: list, sides: list, old, prox: float):
     rho = prox * (mean or 1.0) # all nodes zero: any weight keeps the rows where they are
     return tl.stack([_solve([gram], side, row, rho)[0] for gram, side, row in zip(grams, sides, old)])
 
+# %% ../../nbs/tensor/03_completion.ipynb #4bbc4df5
 @patch
 def _own_mode(self: TensorNetwork, v: int) -> tuple: # labels of its mode, if it has one, and of its bonds
     "The labels of a node. `ValueError` for a node of several modes."
@@ -84,6 +84,12 @@ def _own_mode(self: TensorNetwork, v: int) -> tuple: # labels of its mode, if it
     if len(own) <= 1: return own, tuple(l for l in self.nodes[v] if l not in self.modes)
     needed = "masked least squares needs one at most"
     raise ValueError(f"node {v} of this {self.name} holds {len(own)} modes; {needed}")
+
+@patch
+def _rows_read(self: TensorNetwork, own: tuple, index) -> tuple:
+    "How many rows a node of this mode has, and which of them each position reads."
+    if not own: return 1, np.zeros(len(index), dtype=int)
+    return self.sizes[own[0]], index[:, self.modes.index(own[0])]
 
 # %% ../../nbs/tensor/03_completion.ipynb #255ec446
 @patch
@@ -97,7 +103,8 @@ def _design(self: TensorNetwork, v, weights, index, bonds, size):
 def _normal_equations(self: TensorNetwork, v, weights, values, index, which, rows, bonds, piece=2**15):
     "Per row of node `v`: the Gram matrix and right-hand side of (3)."
     size, context = math.prod(map(self.sizes.get, bonds)), tl.context(weights[v])
-    grams, sides = [tl.zeros((size, size), **context)] * rows, [tl.zeros((size,), **context)] * rows
+    grams = [tl.zeros((size, size), **context)] * rows
+    sides = [tl.zeros((size,), **context)] * rows
     order = np.argsort(which, kind="stable")
     for part in np.array_split(order, math.ceil(len(order) / piece)):
         design = self._design(v, weights, index[part], bonds, size)
@@ -176,10 +183,12 @@ def fit_transform(self: TensorNetworkCompletion,
 def _iterate(self: TensorNetworkCompletion, data, observed, in_units):
     "Steps until nothing changes: completed tensor, network and nodes. `in_units` is for the callback."
     net, *nets = [*self.growth, self.net]
-    weights, y, step = *self._begin(net, data, observed), self._stepper(data, observed)
+    weights, y = self._begin(net, data, observed)
+    step = self._stepper(data, observed)
     threshold, self.changes_ = 5e-4, []
     for _ in self._numbered():
-        old, (y, weights) = y, step(net, y, weights)
+        old = y
+        y, weights = step(net, y, weights)
         change = float(tl.norm(y - old) / max(float(tl.norm(old)), 1e-300))
         self.changes_.append(change)
         if self.callback and self.callback(in_units(y), change): break
