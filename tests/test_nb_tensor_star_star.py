@@ -41,13 +41,16 @@ def test_storage_is_linear_in_the_order_and_quartic_in_the_rank():
         counts = [network.tensor_star((size,) * n, r, r, r).n_param for n in range(3, 12)]
         test_eq(counts, [n * (size * r**2 + r**4) for n in range(3, 12)])
         test_eq(len(set(np.diff(counts))), 1)
+
+
+# nbs/tensor_star/00_star.ipynb #f3a6b0c9
+def test_storage_of_unequal_ranks_is_the_sum_over_factors_and_cores():
     rng = np.random.default_rng(0)
     shape, left, right, core = (rng.integers(1, 5, 5).tolist() for _ in range(4))
-    after = lambda values, k: values[(k + 1) % 5]
-    factors = sum(left[k] * shape[k] * right[k] for k in range(5))
-    cores = sum(right[k] * core[k] * after(core, k) * after(left, k) for k in range(5))
-    by_hand = factors + cores
-    test_eq(random_star(shape, (left, right, core)).n_param, by_hand)
+    next_core, next_left = core[1:] + core[:1], left[1:] + left[:1]
+    factors = sum(r * size * l for r, size, l in zip(left, shape, right))
+    cores = sum(l * s * t * r for l, s, t, r in zip(right, core, next_core, next_left))
+    test_eq(random_star(shape, (left, right, core)).n_param, factors + cores)
 
 
 # nbs/tensor_star/00_star.ipynb #89a9e3ec
@@ -59,18 +62,27 @@ def test_a_star_is_the_tensor_ring_it_converts_to():
 
 
 # nbs/tensor_star/00_star.ipynb #19105d38
-def test_ring_tucker_and_cp_are_special_stars():
+def test_rings_and_trains_are_stars_with_identity_cores():
     rng = np.random.default_rng(0)
     ring = [rng.normal(size=s) for s in ((2, 4, 3), (3, 5, 2), (2, 6, 2))]
     test_close(star_from_ring(ring).to_tensor(), tl.tr_to_tensor(ring), eps=1e-12)
     train = [rng.normal(size=s) for s in ((1, 4, 3), (3, 5, 2), (2, 6, 1))]
     test_close(star_from_ring(train).to_tensor(), tl.tt_to_tensor(train), eps=1e-12)
-    star = random_star((4, 5, 6), (1, 3, 2), 0)                       # left ranks 1: Tucker …
-    core = tl.tr_to_tensor([c[..., 0].transpose(1, 0, 2) for c in star.cores])   # … whose core tensor is a ring
+
+
+# nbs/tensor_star/00_star.ipynb #54798e85
+def test_a_star_of_left_ranks_one_is_tucker_with_a_ring_for_its_core():
+    star = random_star((4, 5, 6), (1, 3, 2), 0)
+    core = tl.tr_to_tensor([c[..., 0].transpose(1, 0, 2) for c in star.cores])
     test_close(star.to_tensor(), tl.tucker_to_tensor((core, [f[0] for f in star.factors])), eps=1e-12)
-    a = [rng.normal(size=(n, 3)) for n in (4, 5, 6)]
-    cp = star_from_ring([np.einsum("ir,rs->ris", f, np.eye(3)) for f in a])      # diagonal factors: CP
-    test_close(cp.to_tensor(), tl.cp_to_tensor((None, a)), eps=1e-12)
+
+
+# nbs/tensor_star/00_star.ipynb #ca97ec92
+def test_a_star_of_diagonal_factors_is_cp():
+    rng = np.random.default_rng(0)
+    factors = [rng.normal(size=(n, 3)) for n in (4, 5, 6)]
+    star = star_from_ring([np.einsum("ir,rs->ris", f, np.eye(3)) for f in factors])
+    test_close(star.to_tensor(), tl.cp_to_tensor((None, factors)), eps=1e-12)
 
 
 # nbs/tensor_star/00_star.ipynb #19f7c151
@@ -82,7 +94,8 @@ def test_a_star_has_no_beginning_and_reads_backwards():
 
 # nbs/tensor_star/00_star.ipynb #0fc2e43a
 def test_a_matrix_and_its_inverse_cancel_on_every_bond():
-    star = random_star((4, 5, 6), (2, 3, 2), 0); net, rng = star.network, np.random.default_rng(1)
+    star = random_star((4, 5, 6), (2, 3, 2), 0)
+    net, rng = star.network, np.random.default_rng(1)
     for bond, (a, b) in net.bonds.items():
         w, n = star.weights, net.sizes[bond]
         m = rng.normal(size=(n, n)) + 3 * np.eye(n)

@@ -163,13 +163,15 @@ def save(self: TensorStarTensor,
     arrays = {f"{kind}.{k}": tl.to_numpy(w) for kind, nodes in parts.items() for k, w in enumerate(nodes)}
     return save_tensors(path, arrays, STAR_FILE, {"order": len(self.factors)})
 
+# %% ../../nbs/tensor_star/00_star.ipynb #8966560a
 def load_star(
     path: str | Path, # of the file
 ) -> TensorStarTensor: # in tensorly's current backend
     "Read a star that `save` wrote. `ValueError` for a foreign or damaged file."
     arrays = load_tensors(path, STAR_FILE, OLD_STAR_FILE).tensors
     n = len(arrays) // 2
-    if n < 3 or set(arrays) != {f"{kind}.{k}" for kind in ("factor", "core") for k in range(n)}:
+    expected = {f"{kind}.{k}" for kind in ("factor", "core") for k in range(n)}
+    if n < 3 or set(arrays) != expected:
         raise ValueError(f"{path} holds {sorted(arrays)[:4]}, not the factors and cores of a tensor star")
     part = lambda kind: [tl.tensor(arrays[f"{kind}.{k}"].numpy()) for k in range(n)]
     return TensorStarTensor(part("factor"), part("core"))
