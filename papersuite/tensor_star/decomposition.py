@@ -126,13 +126,14 @@ def _start(self: TensorStar, x, rank, rng) -> list:
         raise ValueError(f"{given}; needed are {tuple(x.shape)} and {rank}")
     return self.init.weights
 
+# %% ../../nbs/tensor_star/01_decomposition.ipynb #30679154
 @patch
 def _als(self: TensorStar, x, weights, sweeps=None) -> tuple:
     "TS-ALS from `weights`: (star, errors)."
-    star = lambda w: TensorStarTensor(w[::2], w[1::2])
-    callback = self.callback and (lambda w, e: self.callback(star(w), e))
-    how = dict(callback=callback, verbose=self.verbose)
-    als = TensorNetworkALS(star(weights).network, sweeps or self.n_iter_max, self.tol, weights, **how).fit(x)
+    def star(w): return TensorStarTensor(w[::2], w[1::2])
+    tell = self.callback and (lambda w, error: self.callback(star(w), error))
+    net, sweeps = star(weights).network, sweeps or self.n_iter_max
+    als = TensorNetworkALS(net, sweeps, self.tol, weights, callback=tell, verbose=self.verbose).fit(x)
     return star(als.weights_), als.errors_
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #17ce523e
@@ -151,18 +152,24 @@ def tensor_star(
     "Tensor star decomposition of `x`; `options` are those of `TensorStar`."
     return TensorStar(rank, **options).fit_transform(x)
 
+# %% ../../nbs/tensor_star/01_decomposition.ipynb #fb88159e
+def _fits(star: TensorStarTensor, way: dict) -> bool:
+    "Does no factor that grows this way pass R_k L_k = I_k?"
+    sizes = star.network.sizes | way
+    for k, size in enumerate(star.shape):
+        left, right = ("r", k), ("l", k)
+        if {left, right} & set(way) and sizes[left] * sizes[right] > size: return False
+    return True
+
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #e1a8fc13
 def _growths(star: TensorStarTensor) -> list:
-    "Bond sizes of every way to grow a star by one rank, without factors that would pass R_k L_k = I_k."
-    sizes, n = star.network.sizes, len(star.shape)
-    up = lambda *bonds: {b: sizes[b] + 1 for b in bonds}
+    "Bond sizes of every way to grow a star by one rank that fits, and stores less than the tensor."
+    net, n = star.network, len(star.shape)
+    def up(*bonds): return {b: net.sizes[b] + 1 for b in bonds}
     ways = [up(b) for k in range(n) for b in (("r", k), ("l", k), ("s", k))]
     ways += [up(("l", k), ("r", (k + 1) % n)) for k in range(n)]
-    def fits(way, k):
-        bonds = ("r", k), ("l", k)
-        grown = [way.get(b, sizes[b]) for b in bonds]
-        return math.prod(grown) <= star.shape[k] or not set(bonds) & set(way)
-    return [way for way in ways if all(fits(way, k) for k in range(n))]
+    full = math.prod(star.shape)
+    return [way for way in ways if _fits(star, way) and net.resized(way).n_param < full]
 
 # %% ../../nbs/tensor_star/01_decomposition.ipynb #603a65dd
 @patch
@@ -175,11 +182,10 @@ def _grow(self: TensorStar, x, rng) -> tuple:
         star, trace = self._als(x, weights, sweeps=10)
         errors += trace
         if errors[-1] <= self.rel_error: return star, errors
-        small = lambda way: star.network.resized(way).n_param < math.prod(x.shape)
-        ways = [way for way in _growths(star) if small(way)]
+        ways = _growths(star)
         if not ways or len(errors) >= 10 * self.n_iter_max: break
         trials = [self._gain(x, star, way, errors[-1]**2 * total, total, rng) for way in ways]
-        weights = max(trials, key=lambda g: g[0])[1]
+        weights = max(trials, key=lambda trial: trial[0])[1]
     best = f"the best star of {star.n_param} numbers has {errors[-1]:.3g}"
     raise ValueError(f"rel_error {self.rel_error} was not reached; {best}")
 
