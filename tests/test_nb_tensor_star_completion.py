@@ -17,7 +17,8 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 
 # nbs/tensor_star/02_completion.ipynb #2a719f2d
 def test_a_low_rank_star_is_recovered_from_half_its_entries():
-    truth = random_star((12, 12, 12), 2, 1).to_tensor(); mask = random_mask(truth.shape, 0.5, 0)
+    truth = random_star((12, 12, 12), 2, 1).to_tensor()
+    mask = random_mask(truth.shape, 0.5, 0)
     def fit(seed):
         "The completed tensor from one start."
         model = TensorStarCompletion((3, 3, 2), "masked", n_iter_max=200, center=False, random_state=seed)
@@ -67,7 +68,7 @@ def test_growing_ranks_end_at_the_wanted_ones():
 
 # nbs/tensor_star/02_completion.ipynb #f38d46f3
 def test_what_cannot_be_completed_is_refused_in_one_sentence():
-    x = np.ones((4, 5, 6)); fit = TensorStarCompletion(2).fit_transform
+    x, fit = np.ones((4, 5, 6)), TensorStarCompletion(2).fit_transform
     test_fail(lambda: fit(x, np.zeros(x.shape, bool)), contains="observes nothing")
     test_fail(lambda: fit(x, np.ones((4, 5), bool)), contains="mask is an array of shape")
     test_fail(lambda: fit(x[0], np.ones((5, 6), bool)), contains="needs 3")
