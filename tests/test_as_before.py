@@ -97,10 +97,10 @@ ANSWERS = {
 
 def load(name, path):
     "A saved model."
-    from papersuite.jrngc import load_jrngc
+    from papersuite.jrngc import JRNGC
     from papersuite.sbtr import load_ring_estimator
-    from papersuite.tensor_star import load_star
-    return {"ring": load_ring_estimator, "causal": load_jrngc, "star": load_star}[name.partition("_")[0]](path)
+    from papersuite.tensor_star import TensorStarTensor
+    return {"ring": load_ring_estimator, "causal": JRNGC.load, "star": TensorStarTensor.load}[name.partition("_")[0]](path)
 
 
 def same(found, name):

@@ -70,7 +70,7 @@ def test_a_saved_model_predicts_to_the_last_bit():
     test_eq(a.full_time_, b.full_time_)
     a.significance(halves, 2)
     with tempfile.TemporaryDirectory() as folder:
-        c = load_jrngc(a.save(os.path.join(folder, "model.safetensors")))
+        c = JRNGC.load(a.save(os.path.join(folder, "model.safetensors")))
     test_eq(c.predict(x), a.predict(x))
     test_eq(c.edges_, a.edges_)
     test_eq(c.get_params(), a.get_params())
@@ -178,7 +178,7 @@ def test_a_file_holds_the_settings_of_its_fit():
     model = JRNGC(lag=2, layers=0, hidden=8, n_iter=20).fit(x)
     with tempfile.TemporaryDirectory() as folder:
         model.set_params(lag=7, hidden=9, n_restarts=2)
-        loaded = load_jrngc(model.save(os.path.join(folder, "model.safetensors")))
+        loaded = JRNGC.load(model.save(os.path.join(folder, "model.safetensors")))
     test_eq(loaded.predict(x), model.set_params(lag=2).predict(x))
 
 

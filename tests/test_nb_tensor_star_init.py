@@ -12,5 +12,4 @@ def test_the_short_names_are_the_long_ones():
     assert TensorStar is decomposition.TensorStar
     assert TensorStarCompletion is completion.TensorStarCompletion
     assert tensor_star is decomposition.tensor_star
-    assert load_star is star_module.load_star
     assert "n_param" in repr(random_star((3, 4, 5), 2, 0)) and "array" not in repr(random_star((3, 4, 5), 2, 0))

@@ -133,7 +133,7 @@ def test_the_order_of_the_modes_matters_to_a_star_and_not_to_a_full_network():
 def test_a_saved_star_comes_back_bit_for_bit():
     star = random_star((4, 5, 6), (2, 3, 2), 0)
     with tempfile.TemporaryDirectory() as d:
-        again = load_star(star.save(Path(d)/"star.safetensors"))
+        again = TensorStarTensor.load(star.save(Path(d)/"star.safetensors"))
         for a, b in zip(star.weights, again.weights): test_eq(a.tobytes(), b.tobytes())
         (Path(d)/"x").write_text("a text that is longer than eight bytes")
-        test_fail(lambda: load_star(Path(d)/"x"), contains="not a safetensors file")
+        test_fail(lambda: TensorStarTensor.load(Path(d)/"x"), contains="not a safetensors file")

@@ -71,7 +71,8 @@ def _first_line(error, most):
     return (str(error).splitlines() or [""])[0][:most]
 
 # %% ../../nbs/core/03_data.ipynb #64662619
-def load_pretrained(cls: type,
+def load_pretrained(
+    kind: type,                # a class with `from_pretrained`, of diffusers or transformers
     name: str,                 # a folder, or an id on the hub
     subfolders: tuple = ("",), # of the model; the first that loads is taken
     **options: object,         # of `from_pretrained`
@@ -81,7 +82,7 @@ def load_pretrained(cls: type,
     errors = []
     for subfolder in subfolders:
         inside = {"subfolder": subfolder} if subfolder else {} # a pipeline does not know the word
-        try: return cls.from_pretrained(source, **inside, **options)
+        try: return kind.from_pretrained(source, **inside, **options)
         except OSError as error: errors.append(error) # what both libraries raise for whatever is missing
     reason = f"it is no folder here and could not be loaded ({_first_line(errors[0], 160)})"
     page = f"https://huggingface.co/{name}"

@@ -6,16 +6,16 @@ Docs: https://papersuite.github.io/papersuite/jrngc/init.html.md"""
 
 # %% auto #0
 __all__ = ['CausalSeries', 'JRNGC', 'ResidualMLP', 'air_quality', 'causal_tensor', 'decision_scores', 'dream3', 'graph_scores',
-           'lag_windows', 'load_jrngc', 'lorenz96', 'lotka_volterra', 'netsim', 'sparse_var']
+           'lag_windows', 'lorenz96', 'lotka_volterra', 'netsim', 'sparse_var']
 
 # %% ../../nbs/jrngc/06_init.ipynb #46cdfd18
 from .data import CausalSeries, air_quality, dream3, netsim
 from .data import lorenz96, lotka_volterra, sparse_var
-from .estimator import JRNGC, load_jrngc
+from .estimator import JRNGC
 from .metrics import decision_scores, graph_scores
 from .model import ResidualMLP, causal_tensor, lag_windows
 
 # %% ../../nbs/jrngc/06_init.ipynb #38321318
 _all_ = [
     "CausalSeries", "JRNGC", "ResidualMLP", "air_quality", "causal_tensor", "decision_scores", "dream3",
-    "graph_scores", "lag_windows", "load_jrngc", "lorenz96", "lotka_volterra", "netsim", "sparse_var"]
+    "graph_scores", "lag_windows", "lorenz96", "lotka_volterra", "netsim", "sparse_var"]
