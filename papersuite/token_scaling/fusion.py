@@ -200,25 +200,31 @@ def ask(self: FusionDecoder,
     ids: Tensor,         # (batch, T) question tokens and queries
     outputs: Tensor,     # (batch, T) true for queries
     mask: Tensor | None = None, # (batch, T) true for tokens that are some; None: all
+    added: Tensor | None = None, # (batch, T, width) that is added to the embeddings; None: nothing
 ) -> Tensor:             # (Σ queries, width), member by member
     "The outputs at the query positions. `InvalidArgument` for no query, other shapes or devices."
     self._check_text(cache, ids, outputs)
-    text = self.embed_tokens(ids)
+    text = self.embed_tokens(ids) + (0 if added is None else added)
     mask = _check_mask("mask", mask, text)
     whole_mask = torch.cat([cache.mask, mask], dim=1)
     angles = tuple(a[:, :, cache.mask.shape[1]:] for a in _angles(self, whole_mask))
     sees_vision = cache.mask[:, None, None].expand(-1, 1, ids.shape[1], -1)
     sees_text = _causal(text) & mask[:, None, None]
     attended = torch.cat([sees_vision, sees_text], dim=3)
+    return self._through(text, angles, attended, cache.layers, outputs)
+
+# %% ../../nbs/token_scaling/05_fusion.ipynb #07384c7f
+@patch
+def _through(self: FusionDecoder, x: Tensor, angles: tuple, attended: Tensor, layers: list, outputs: Tensor):
+    "States of the wanted rows behind all layers."
     rows, real = _where(outputs)
-    x = text
-    for number, (layer, past) in enumerate(zip(self.layers, cache.layers)):
+    for number, (layer, past) in enumerate(zip(self.layers, layers)):
         only = rows if self.query_only and number + 1 == len(self.layers) else None
         x, _ = layer(x, angles, attended, past, only)
     if not self.query_only: x = _rows(x, rows, 1)
     return self.norm(x)[real]
 
-# %% ../../nbs/token_scaling/05_fusion.ipynb #07384c7f
+# %% ../../nbs/token_scaling/05_fusion.ipynb #4fbcf737
 def _where(outputs: Tensor) -> tuple[Tensor, Tensor]:
     "Positions (batch, M) of the true entries, and which of them are some."
     counts = outputs.sum(1)
@@ -245,9 +251,10 @@ def forward(self: FusionDecoder,
     outputs: Tensor,     # (batch, T)
     vision_mask: Tensor | None = None, # (batch, V)
     mask: Tensor | None = None, # (batch, T)
+    added: Tensor | None = None, # (batch, T, width)
 ) -> Tensor:             # (Σ queries, width)
     "`remember` and `ask` in one."
-    return self.ask(self.remember(vision, vision_mask), ids, outputs, mask)
+    return self.ask(self.remember(vision, vision_mask), ids, outputs, mask, added)
 
 # %% ../../nbs/token_scaling/05_fusion.ipynb #e3a5c8c1
 def query_text(
