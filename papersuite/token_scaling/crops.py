@@ -95,8 +95,8 @@ def local_tiles(
 # %% ../../nbs/token_scaling/03_crops.ipynb #a7cb4116
 class Turn(NamedTuple):
     "A question, and its answer if there is one."
-    question: str
-    answer: str | None = None
+    question: str             # of a person
+    answer: str | None = None # of the model; None: it is to be found
 
 class _Sequences(NamedTuple):
     "One conversation in tokens."

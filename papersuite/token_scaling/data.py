@@ -81,6 +81,7 @@ def draw(self: World,
     chosen = torch.randint(len(images.labels), shape, generator=generator, device=device).cpu()
     return images.pixels[chosen].flatten(2).to(device), images.labels[chosen].to(device)
 
+# %% ../../nbs/token_scaling/08_data.ipynb #f165c8c7
 def as_images(
     cells: Tensor, # (many, cells, channels · 64), of `World.draw`
 ) -> Tensor:       # (many, 3, 8 · side, 8 · side), between 0 and 1
@@ -129,19 +130,24 @@ class GridAnswerer(nn.Module):
         super().__init__()
         self.way = one_of("way", way, ("fusion", *REDUCTIONS))
         self.world, self.fuse, self.question_bias = world, bool(fuse), bool(question_bias)
-        cells, channels = world.side**2, 1 if world.name == "digits" else 3
         sizes = dict(width=whole("width", width, 8), hidden=2 * width, layers=2, spread=width**-0.5)
-        inner = nn.Linear(64 * channels, 2 * width)
-        self.pixels = nn.Sequential(inner, nn.GELU(), nn.Linear(2 * width, width), nn.LayerNorm(width))
-        self.place = nn.Embedding(cells, width)
+        self._build_eye(width)
         self.fusion = FusionDecoder(FusionConfig(world.specific + 2, queries, **sizes))
-        self.reduce = None if way == "fusion" else reduction(way, width, min(cells, queries))
+        self.reduce = None if way == "fusion" else reduction(way, width, min(world.side**2, queries))
         self.narrow = nn.Linear(width, whole("squeeze", squeeze, 1))
         self.projection = nn.Linear(squeeze, width)
         self.order = nn.Embedding(queries, width)
-        self.reader = FusionDecoder(FusionConfig(cells + 1, 1, **sizes))
+        self.reader = FusionDecoder(FusionConfig(world.side**2 + 1, 1, **sizes))
         self.head = nn.Linear(width, world.states)
         self._begin()
+
+# %% ../../nbs/token_scaling/08_data.ipynb #7e59e0e3
+@patch
+def _build_eye(self: GridAnswerer, width: int):
+    "The layers that see a cell."
+    inner = nn.Linear(64 * (1 if self.world.name == "digits" else 3), 2 * width)
+    self.pixels = nn.Sequential(inner, nn.GELU(), nn.Linear(2 * width, width), nn.LayerNorm(width))
+    self.place = nn.Embedding(self.world.side**2, width)
 
 # %% ../../nbs/token_scaling/08_data.ipynb #19d5be0b
 @patch
@@ -232,8 +238,8 @@ def train_answerer(
 # %% ../../nbs/token_scaling/08_data.ipynb #36be9ce7
 class Judgement(NamedTuple):
     "Accuracy and loss of one kind of question at one count."
-    accuracy: float
-    loss: float # mean cross-entropy
+    accuracy: float # share of right answers
+    loss: float     # mean cross-entropy
 
 @torch.no_grad()
 def judge_answerer(

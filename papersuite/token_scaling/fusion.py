@@ -185,6 +185,7 @@ def remember(self: FusionDecoder,
         layers.append(pair)
     return ImageCache(layers, mask)
 
+# %% ../../nbs/token_scaling/05_fusion.ipynb #afc66a5c
 def _check_mask(name: str, mask: Tensor | None, tokens: Tensor) -> Tensor:
     "A mask for tokens, all true if there is none."
     if mask is None: return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -231,6 +232,7 @@ def _where(outputs: Tensor) -> tuple[Tensor, Tensor]:
     order = outputs.byte().argsort(dim=1, descending=True, stable=True)[:, :int(counts.max())]
     return order, torch.arange(order.shape[1], device=outputs.device) < counts[:, None]
 
+# %% ../../nbs/token_scaling/05_fusion.ipynb #4e9372f1
 @patch
 def _check_text(self: FusionDecoder, cache: ImageCache, ids: Tensor, outputs: Tensor):
     "Refuse text that does not fit the images."
@@ -244,6 +246,7 @@ def _check_text(self: FusionDecoder, cache: ImageCache, ids: Tensor, outputs: Te
         needed = f"at most {most}: there are {self.config.queries} queries"
         raise InvalidArgument("ids", int(ids.max()), needed)
 
+# %% ../../nbs/token_scaling/05_fusion.ipynb #16f44038
 @patch
 def forward(self: FusionDecoder,
     vision: Tensor,      # (batch, V, width)

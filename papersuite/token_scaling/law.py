@@ -235,7 +235,7 @@ def fit_scaling(
 def compare_laws(
     n: ArrayLike,     # (N,) token counts, six or more
     score: ArrayLike, # (N,) positive scores
-):                    # pandas `DataFrame`: one row per law, the best first
+) -> object:          # a pandas `DataFrame`: one row per law, the best first
     "Every law of `LAWS` by its corrected information criterion. `InvalidArgument` for bad curves."
     import pandas as pd
     fits = {law: fit_scaling(n, score, law, n_bootstrap=0) for law in LAWS}

@@ -44,7 +44,7 @@ def _points():
 @dataset("token_scaling_curves", "packaged", _SOURCE, "facts; cite the paper")
 def published_curves(
     series: str | None = None, # a key of `SERIES`; None: all
-):                             # pandas `DataFrame`: series, metric, benchmark, n_l, value, precision, label
+) -> object:                   # a `DataFrame`: series, metric, benchmark, n_l, value, precision, label
     "Published scores against vision tokens. `InvalidArgument` for another series, `DataUnavailable`."
     points = _points()
     if series is None: return points.copy()
@@ -52,7 +52,7 @@ def published_curves(
 
 # %% ../../nbs/token_scaling/01_published.ipynb #e8e3ea12
 @dataset("token_scaling_fits", "packaged", _SOURCE, "facts; cite the paper")
-def published_fits(): # pandas `DataFrame`: series, benchmark, metric, c, alpha, r2, as texts; label
+def published_fits() -> object: # a `DataFrame`: series, benchmark, metric, c, alpha, r2, as texts; label
     "Constants of the 36 drawn curves with their printed digits. `DataUnavailable`."
     import pandas as pd
     return _with_label(pd.read_csv(_file("published_fits.csv"), dtype=str))
@@ -85,7 +85,7 @@ def _analysed(kinds):
 
 def analyse_curves(
     *series: str, # keys of `SERIES`; none: the two that were fitted in the paper
-):                # pandas `DataFrame`: one row per curve
+) -> object:      # a pandas `DataFrame`: one row per curve
     "`analyse_curve` of every published curve. `InvalidArgument` for another series."
     kinds = series or tuple(SERIES)[:2]
     return _analysed(tuple(one_of("series", kind, SERIES) for kind in kinds)).copy()
@@ -96,7 +96,7 @@ def _same_digits(value: float, printed: str) -> bool:
     digits = len(printed.partition(".")[2])
     return round(value, digits) == float(printed)
 
-def check_fits(): # pandas `DataFrame` of truth values: c, alpha, r2 of the 36 curves
+def check_fits() -> object: # a pandas `DataFrame` of truth values: c, alpha, r2 of the 36 curves
     "Which refitted constants agree with the printed ones in every digit. `DataUnavailable`."
     import pandas as pd
     keys, names = ["series", "label"], ["c", "alpha", "r2"]
@@ -145,7 +145,7 @@ def _few_ticks(ax):
     ax.yaxis.set_minor_locator(NullLocator())
 
 # %% ../../nbs/token_scaling/01_published.ipynb #3aff60d7
-def fusion_gain(): # pandas `DataFrame`: labels × (gains, mean difference, mean ratio)
+def fusion_gain() -> object: # a pandas `DataFrame`: labels × (gains, mean difference, mean ratio)
     "Scores with the question fused against scores without. `DataUnavailable`."
     import pandas as pd
     wide = [published_curves(kind).pivot_table(index="label", columns="n_l", values="value", sort=False)

@@ -217,6 +217,7 @@ def _ids(tokenizer, pair: BranchPair, n: int) -> tuple:
     if shortest < n: raise InvalidArgument("n", n, f"at most {shortest}, the tokens of the shorter answer")
     return torch.tensor([prefix + ids[:n] for ids in answers]), len(prefix)
 
+# %% ../../nbs/token_scaling/02_theory.ipynb #0d4be996
 @torch.no_grad()
 def branch_states(
     model: nn.Module,   # of `AutoModelForCausalLM`
@@ -283,9 +284,9 @@ def models_here() -> list[str]:
 
 # %% ../../nbs/token_scaling/02_theory.ipynb #5478f2bf
 def describe(
-    found: BranchStatistics, # of one model
+    found: BranchStatistics,              # of one model
     counts: tuple = (1, 8, 64, 256, 800), # at which; those beyond the measurement are left out
-):                           # pandas `DataFrame`, one row per count
+) -> object:                              # a pandas `DataFrame`, one row per count
     "Distance, its spread, √(2Υ), the ψ's and the balance point at some counts."
     import pandas as pd
     at = np.array([n for n in counts if n <= len(found.n)]) - 1

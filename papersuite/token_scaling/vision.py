@@ -80,7 +80,7 @@ def small_vision_config(
     patch_size: int = 4,  # pixels of a patch's side
     width: int = 64,      # of a vector
     layers: int = 1,      # transformer blocks
-):                        # a `CLIPVisionConfig`
+) -> object:              # a `CLIPVisionConfig` of transformers
     "Settings of a small vision transformer. `InvalidArgument` for sizes that do not fit."
     from transformers import CLIPVisionConfig
     image_size, patch_size = whole("image_size", image_size, 1), whole("patch_size", patch_size, 1)
@@ -105,7 +105,7 @@ def group_crops(
     return padded, torch.arange(padded.shape[1], device=tokens.device) < lengths[:, None]
 
 # %% ../../nbs/token_scaling/04_vision.ipynb #9af7c857
-def full_vision_config(): # a `CLIPVisionConfig`
+def full_vision_config() -> object: # a `CLIPVisionConfig` of transformers
     "CLIP ViT-L/14 at 336 pixels, as in openai/clip-vit-large-patch14-336."
     from transformers import CLIPVisionConfig
     return CLIPVisionConfig(
