@@ -8,6 +8,7 @@ from papersuite.core.measure import count_flops, interleaved
 from papersuite.language.models import tiny_language_model
 from papersuite.token_scaling.crops import QueryProcessor
 from papersuite.training import TrainingPlan, fit
+from transformers.utils import logging
 import papersuite.token_scaling.model as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 

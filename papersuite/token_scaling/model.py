@@ -110,7 +110,7 @@ def forward(self: VisionQueryModel,
     told = (batch["labels"] >= 0).any()
     return Answer(answer_loss(out.logits, batch["labels"]) if told else None, out.logits)
 
-# %% ../../nbs/token_scaling/06_model.ipynb #65d8e3ff
+# %% ../../nbs/token_scaling/06_model.ipynb #02f6f97a
 @patch
 @torch.no_grad()
 def generate(self: VisionQueryModel,
