@@ -15,18 +15,6 @@ import papersuite.sbtr.saving as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
-# nbs/sbtr/16_saving.ipynb #ee1552cd
-def test_a_class_loads_its_own_files_only():
-    problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.3, random_state=0)
-    model = short_names.EMTensorRing(2, n_iter=3)
-    model.fit(problem.train_index, problem.train_values, shape=problem.shape)
-    with tempfile.TemporaryDirectory() as folder:
-        path = model.save(f"{folder}/fit.safetensors")
-        again = short_names.EMTensorRing.load(path)
-        test_eq(again.predict(problem.test_index), model.predict(problem.test_index))
-        test_fail(lambda: short_names.GibbsTensorRing.load(path), contains="not a GibbsTensorRing")
-
-
 # nbs/sbtr/16_saving.ipynb #d5047333
 def test_a_saved_estimator_predicts_bit_for_bit_the_same():
     problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.2, random_state=0)
@@ -68,6 +56,18 @@ def test_an_online_run_goes_on_where_it_was_saved():
             half = load_ring_estimator(half.save(f"{folder}/half.safetensors"))
         take(half, range(3, 6))
         test_eq(half.to_tensor(), through.to_tensor())
+
+
+# nbs/sbtr/16_saving.ipynb #ee1552cd
+def test_a_class_loads_its_own_files_only():
+    problem = ring_problem(size=5, order=3, rank=2, snr=20.0, missing=0.3, random_state=0)
+    model = short_names.EMTensorRing(2, n_iter=3)
+    model.fit(problem.train_index, problem.train_values, shape=problem.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        path = model.save(f"{folder}/fit.safetensors")
+        again = short_names.EMTensorRing.load(path)
+        test_eq(again.predict(problem.test_index), model.predict(problem.test_index))
+        test_fail(lambda: short_names.GibbsTensorRing.load(path), contains="not a GibbsTensorRing")
 
 
 # nbs/sbtr/16_saving.ipynb #5f79404d

@@ -88,17 +88,6 @@ def load_ring_estimator(
     stored = load_tensors(path, RING_FILE, device=pick_device(device))
     with understood(path): return _restored(stored.tensors, stored.facts, device)
 
-# %% ../../nbs/sbtr/16_saving.ipynb #458095b2
-@patch(cls_method=True)
-def load(cls: RingEstimator,
-    path: str | Path,          # of the file
-    device: str | None = None, # where predictions will run; None: a GPU if there is one
-) -> RingEstimator:
-    "A saved estimator of this class. Errors as in `load_ring_estimator`; `ValueError` for another class."
-    model = load_ring_estimator(path, device)
-    if isinstance(model, cls): return model
-    raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
-
 # %% ../../nbs/sbtr/16_saving.ipynb #96d60dff
 def _restored(tensors: dict, facts: dict, device: str | None) -> RingEstimator:
     "The estimator as its file has it."
@@ -149,3 +138,14 @@ def _saved_trace(tensors: dict) -> dict:
         if quantity == "ranks": column = [tuple(int(rank) for rank in row) for row in column]
         trace.setdefault(quantity, []).append(column)
     return trace
+
+# %% ../../nbs/sbtr/16_saving.ipynb #458095b2
+@patch(cls_method=True)
+def load(cls: RingEstimator,
+    path: str | Path,          # of the file
+    device: str | None = None, # where predictions will run; None: a GPU if there is one
+) -> RingEstimator:
+    "A saved estimator of this class. Errors as in `load_ring_estimator`; `ValueError` for another class."
+    model = load_ring_estimator(path, device)
+    if isinstance(model, cls): return model
+    raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
