@@ -127,3 +127,6 @@ def test_bad_sizes_and_texts_are_refused_in_a_sentence():
     test_fail(lambda: fusion(vision, ids[:, :2], outputs), exc=ValueError, contains="same shape")
     test_fail(lambda: fusion(vision, ids.to("meta"), outputs.to("meta")), exc=ValueError, contains="on meta")
     test_fail(lambda: FusionConfig(width=60), exc=ValueError, contains="multiple of 8")
+    with seeded(0): short = FusionDecoder(FusionConfig(positions=22, queries=4))
+    test_fail(lambda: short(vision, ids, outputs), exc=ValueError, contains="at most 22: fewer crops")
+    test_fail(lambda: short.remember(torch.randn(1, 23, 64)), exc=ValueError, contains="23 tokens in a row")

@@ -25,12 +25,13 @@ class FusionConfig:
     layers: int = 2              # blocks
     heads: int = 4               # of attention
     hidden: int = 128            # width of the MLPs
+    positions: int = 4096        # the most tokens in a row: vision, question and queries
     rope_base: float = 10_000.0  # of the rotary positions
     eps: float = 1e-6            # of the normalisations
     spread: float = 0.02         # standard deviation of the initial weights
 
     def __post_init__(self):
-        for name in ("vocabulary", "queries", "width", "layers", "heads", "hidden"):
+        for name in ("vocabulary", "queries", "width", "layers", "heads", "hidden", "positions"):
             whole(name, getattr(self, name), 1)
         between("rope_base", self.rope_base, above=1)
         if self.width % (2 * self.heads):
@@ -175,8 +176,9 @@ def remember(self: FusionDecoder,
     vision: Tensor,      # (batch, V, width) vision tokens
     mask: Tensor | None = None, # (batch, V) true for tokens that are some; None: all
 ) -> ImageCache:
-    "Keys and values of the vision tokens in every layer; they depend on no question."
+    "Keys and values of the vision tokens in every layer, for any question. `InvalidArgument` for too many."
     mask = _check_mask("mask", mask, vision)
+    self._check_length(vision.shape[1])
     angles, x, layers = _angles(self, mask), vision, []
     attended = None if mask.all() else _causal(vision) & mask[:, None, None]
     for number, layer in enumerate(self.layers):
@@ -193,6 +195,13 @@ def _check_mask(name: str, mask: Tensor | None, tokens: Tensor) -> Tensor:
     if tuple(mask.shape) != shape: raise InvalidArgument(name, mask, f"of shape {shape}")
     if mask.device != tokens.device: raise InvalidArgument(name, f"on {mask.device}", f"on {tokens.device}")
     return mask.bool()
+
+# %% ../../nbs/token_scaling/05_fusion.ipynb #db2666a2
+@patch
+def _check_length(self: FusionDecoder, tokens: int):
+    "Refuse more tokens than there are positions."
+    needed = f"at most {self.config.positions}: fewer crops"
+    if tokens > self.config.positions: raise InvalidArgument("vision", f"{tokens} tokens in a row", needed)
 
 # %% ../../nbs/token_scaling/05_fusion.ipynb #8ad04062
 @patch
@@ -240,6 +249,7 @@ def _check_text(self: FusionDecoder, cache: ImageCache, ids: Tensor, outputs: Te
         raise InvalidArgument("ids", ids, f"of {len(cache.mask)} rows, and outputs of the same shape")
     if ids.device != cache.mask.device:
         raise InvalidArgument("ids", f"on {ids.device}", f"on {cache.mask.device}, as the images are")
+    self._check_length(cache.mask.shape[1] + ids.shape[1])
     if not outputs.any(1).all(): raise InvalidArgument("outputs", outputs, "true in a place of every row")
     most = self.config.vocabulary + self.config.queries - 2
     if ids.device.type != "meta" and int(ids.max()) > most:
