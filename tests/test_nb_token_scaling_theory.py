@@ -67,6 +67,12 @@ def test_the_same_branch_twice_is_no_distance_and_branches_may_be_swapped():
     assert one.scale <= 2**0.5
 
 
+# nbs/token_scaling/02_theory.ipynb #d4513b43
+def test_a_single_token_has_no_balance_point():
+    found = branch_statistics([(torch.randn(3, 5), torch.randn(3, 5))])
+    assert np.isnan(found.balance[0]) and not np.isnan(found.balance[1:]).any()
+
+
 # nbs/token_scaling/02_theory.ipynb #2ffacc0b
 def test_a_language_model_obeys_the_identity():
     model = tiny_language_model(layers=4, width=64)

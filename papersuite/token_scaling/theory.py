@@ -130,8 +130,8 @@ def upsilon(self: BranchStatistics) -> np.ndarray:
 
 @patch(as_prop=True)
 def balance(self: BranchStatistics) -> np.ndarray:
-    "(N,) the balance point, from the ψ's at n."
-    return balance_point(self.equal, self.within, self.between)
+    "(N,) the balance point, from the ψ's at n; nan at n = 1, where no two positions differ."
+    return np.where(self.n > 1, balance_point(self.equal, self.within, self.between), np.nan)
 
 @patch(as_prop=True)
 def mean(self: BranchStatistics) -> np.ndarray:
@@ -294,7 +294,9 @@ def describe(
     columns = {"E[D]": found.mean, "σ": found.std, "√(2Υ)": root, "ψ equal": found.equal,
                "ψ within": found.within, "ψ between": found.between, "n_b": found.balance}
     rows = pd.Index(at + 1, name="n")
-    return pd.DataFrame({name: values[at] for name, values in columns.items()}, index=rows)
+    table = pd.DataFrame({name: values[at] for name, values in columns.items()}, index=rows)
+    table.loc[table.index == 1, ["ψ within", "ψ between"]] = np.nan
+    return table
 
 # %% ../../nbs/token_scaling/02_theory.ipynb #95e329ea
 class Bridge(NamedTuple):
