@@ -6,15 +6,17 @@ Docs: https://papersuite.github.io/papersuite/token_scaling/init.html.md"""
 
 # %% auto #0
 __all__ = ['Alignment', 'FusionConfig', 'FusionDecoder', 'GridAnswerer', 'LAWS', 'LocalMerge', 'QueryProcessor', 'REDUCTIONS',
-           'ScalingFit', 'Turn', 'VisionEncoder', 'VisionQueryModel', 'World', 'analyse_curves', 'answer_targets',
-           'balance_point', 'branch_statistics', 'compare_laws', 'conversation_batches', 'curvature_test',
-           'exponents_below_and_above', 'fit_bridge', 'fit_scaling', 'full_model', 'fusion_flops', 'fusion_gain',
-           'judge_answerer', 'measure_model', 'plot_panels', 'prefill_cost', 'published_curves', 'read_conversations',
-           'reduction', 'tile_grid', 'tiny_model', 'train_answerer', 'upsilon', 'vision_tokens']
+           'ScalingFit', 'Turn', 'VisionEncoder', 'VisionQueryModel', 'World', 'analyse_curves', 'answer_benchmark',
+           'answer_targets', 'balance_point', 'branch_statistics', 'compare_laws', 'conversation_batches',
+           'curvature_test', 'exponents_below_and_above', 'fit_bridge', 'fit_scaling', 'full_model', 'fusion_flops',
+           'fusion_gain', 'judge_answerer', 'measure_model', 'plot_panels', 'prefill_cost', 'published_curves',
+           'read_benchmark', 'read_conversations', 'reduction', 'score_benchmark', 'tile_grid', 'tiny_model',
+           'train_answerer', 'upsilon', 'vision_tokens']
 
 # %% ../../nbs/token_scaling/09_init.ipynb #60448b75
 from .alignment import Alignment, answer_targets
 from .baselines import REDUCTIONS, reduction
+from .benchmarks import answer_benchmark, read_benchmark, score_benchmark
 from .conversations import conversation_batches, read_conversations
 from .crops import QueryProcessor, Turn, tile_grid, vision_tokens
 from .data import GridAnswerer, World, judge_answerer, train_answerer
@@ -31,8 +33,9 @@ from .vision import LocalMerge, VisionEncoder
 # %% ../../nbs/token_scaling/09_init.ipynb #c3fdb46d
 _all_ = ["Alignment", "FusionConfig", "FusionDecoder", "GridAnswerer", "LAWS", "LocalMerge",
          "QueryProcessor", "REDUCTIONS", "ScalingFit", "Turn", "VisionEncoder", "VisionQueryModel", "World",
-         "analyse_curves", "answer_targets", "balance_point", "branch_statistics", "compare_laws",
-         "conversation_batches", "curvature_test", "exponents_below_and_above", "fit_bridge", "fit_scaling",
-         "full_model", "fusion_flops", "fusion_gain", "judge_answerer", "measure_model", "plot_panels",
-         "prefill_cost", "published_curves", "read_conversations", "reduction", "tile_grid", "tiny_model",
-         "train_answerer", "upsilon", "vision_tokens"]
+         "analyse_curves", "answer_benchmark", "answer_targets", "balance_point", "branch_statistics",
+         "compare_laws", "conversation_batches", "curvature_test", "exponents_below_and_above", "fit_bridge",
+         "fit_scaling", "full_model", "fusion_flops", "fusion_gain", "judge_answerer", "measure_model",
+         "plot_panels", "prefill_cost", "published_curves", "read_benchmark", "read_conversations",
+         "reduction", "score_benchmark", "tile_grid", "tiny_model", "train_answerer", "upsilon",
+         "vision_tokens"]
