@@ -7,7 +7,7 @@ import papersuite.token_scaling.scores as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
-# nbs/token_scaling/08a_scores.ipynb #c59b443d
+# nbs/token_scaling/08a_scores.ipynb #9c3bfb8e
 def test_a_text_is_read_as_an_option_only_if_it_names_one():
     options = {"A": "cat", "B": "dog", "C": "hot dog"}
     for text, expected in (("A", "A"), ("B.", "B"), ("**C**", "C"), ("Answer: B", "B"), ("a cat", "A"),
@@ -20,7 +20,7 @@ def test_a_text_is_read_as_an_option_only_if_it_names_one():
         test_eq(read_yes_no(text), expected)
 
 
-# nbs/token_scaling/08a_scores.ipynb #4da6f7be
+# nbs/token_scaling/08a_scores.ipynb #541089fa
 def test_ten_people_give_the_score_that_counting_gives():
     for k in range(11):
         people = ["yes"] * k + [f"other {i}" for i in range(10 - k)]
@@ -33,7 +33,7 @@ def test_ten_people_give_the_score_that_counting_gives():
     test_fail(lambda: vqa_score("yes", []), exc=ValueError, contains="at least one")
 
 
-# nbs/token_scaling/08a_scores.ipynb #1f95d5cf
+# nbs/token_scaling/08a_scores.ipynb #5e9cc0d5
 def test_numbers_may_be_five_per_cent_away_and_words_may_not():
     for text, answer, right in (("105", "100", True), ("105.1", "100", False), ("52%", "0.5", True),
                                 ("-95", "-100", True), ("95", "-100", False), ("Red", "red", True),
@@ -43,7 +43,7 @@ def test_numbers_may_be_five_per_cent_away_and_words_may_not():
     assert occurs("x ^ 2 + 1", ["x^2+1"], formula=True) and not occurs("X^2", ["x^2"], formula=True)
 
 
-# nbs/token_scaling/08a_scores.ipynb #48877761
+# nbs/token_scaling/08a_scores.ipynb #791dd3d2
 def test_a_caption_that_is_its_reference_has_all_and_another_nothing():
     texts = ["a red bus on a street", "two dogs play in the deep snow", "some people near the sea today"]
     own = [[text] for text in texts]
@@ -57,7 +57,7 @@ def test_a_caption_that_is_its_reference_has_all_and_another_nothing():
     test_close(rouge_l(["a b"], [["a x b y"]]), expected, eps=1e-12)
 
 
-# nbs/token_scaling/08a_scores.ipynb #fe6524da
+# nbs/token_scaling/08a_scores.ipynb #19760a9a
 def test_cider_of_a_single_rare_word_is_what_the_formula_says():
     captions, references = ["dog", "cat"], [["dog"], ["cat"]]
     test_close(cider(captions, references), 10 / 4, eps=1e-12)

@@ -7,14 +7,14 @@ Docs: https://papersuite.github.io/papersuite/token_scaling/scores.html.md"""
 # %% auto #0
 __all__ = ['read_yes_no', 'read_option', 'plain_answer', 'vqa_score', 'relaxed_equal', 'occurs', 'bleu', 'rouge_l', 'cider']
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #4408eddf
+# %% ../../nbs/token_scaling/08a_scores.ipynb #447a95dc
 import math
 import re
 import string
 from collections import Counter
 from ..core.check import InvalidArgument
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #87af0054
+# %% ../../nbs/token_scaling/08a_scores.ipynb #82e5f612
 def read_yes_no(
     text: str,     # what a model said
 ) -> str | None:   # "Yes", "No", or None for what cannot be read
@@ -23,7 +23,7 @@ def read_yes_no(
     found = words & {"yes", "no"}
     return found.pop().capitalize() if len(found) == 1 else None
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #8d30a49b
+# %% ../../nbs/token_scaling/08a_scores.ipynb #a8edd903
 def _letter(text, options):
     "The only letter of an option that stands alone among the last words."
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
@@ -38,7 +38,7 @@ def _option_text(text, options):
     found = [letter for letter, option in lower.items() if option in text.lower()]
     return found[0] if len(found) == 1 else None
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #7aff289d
+# %% ../../nbs/token_scaling/08a_scores.ipynb #4db18632
 def read_option(
     text: str,     # what a model said
     options: dict, # letter -> text of the option
@@ -49,7 +49,7 @@ def read_option(
     for found in (_letter(text, options), said and said[1], _option_text(text, options)):
         if found in options: return found
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #9c6528cb
+# %% ../../nbs/token_scaling/08a_scores.ipynb #8f5d5e52
 _NUMBERS = "zero one two three four five six seven eight nine ten".split()
 _PLAIN = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 
@@ -71,7 +71,7 @@ def vqa_score(
     same = [plain_answer(answer) == plain_answer(text) for answer in answers]
     return sum(min(1, (sum(same) - own) / 3) for own in same) / len(same)
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #caa2e565
+# %% ../../nbs/token_scaling/08a_scores.ipynb #98ab3cfb
 def _number(text):
     "A number, or None; per cent are hundredths."
     try: return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
@@ -87,7 +87,7 @@ def relaxed_equal(
     if said is None or not right: return text.strip().lower() == answer.strip().lower()
     return abs(said - right) <= tolerance * abs(right)
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #5c5249f0
+# %% ../../nbs/token_scaling/08a_scores.ipynb #86f17bb1
 def occurs(
     text: str,     # what a model said
     answers: list, # any of which will do
@@ -99,7 +99,7 @@ def occurs(
         return t.replace(" ", "") if formula else t.lower()
     return any(bare(answer) in bare(text) for answer in answers)
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #cbd3cc79
+# %% ../../nbs/token_scaling/08a_scores.ipynb #e3490c4a
 def _grams(words, n):
     "How often each run of n words occurs."
     return Counter(zip(*(words[i:] for i in range(n))))
@@ -112,7 +112,7 @@ def _check_captions(captions, references):
     if not all(references): raise InvalidArgument("references", references, "at least one for each caption")
     return [c.split() for c in captions], [[r.split() for r in refs] for refs in references]
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #c7ffb110
+# %% ../../nbs/token_scaling/08a_scores.ipynb #479967bb
 def bleu(
     captions: list,   # texts
     references: list, # for each caption, a list of texts
@@ -138,7 +138,7 @@ def _nearest(length, refs):
     "The length of the reference that is nearest in length, the shorter of two."
     return min((abs(len(ref) - length), len(ref)) for ref in refs)[1]
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #0c02d217
+# %% ../../nbs/token_scaling/08a_scores.ipynb #781ad130
 def _common(a, b):
     "Length of the longest common subsequence."
     row = [0] * (len(b) + 1)
@@ -163,7 +163,7 @@ def rouge_l(
         scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if both else 0.0)
     return sum(scores) / len(scores)
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #ce406a25
+# %% ../../nbs/token_scaling/08a_scores.ipynb #d71ac567
 def _weighted(words, n, images, known):
     "Counts times rarity, and their length as a vector."
     vector = {w: k * (math.log(images) - math.log(max(1, known[w]))) for w, k in _grams(words, n).items()}
@@ -175,7 +175,7 @@ def _alike(one, other):
     shared = sum(min(a[w], b[w]) * b[w] for w in a.keys() & b.keys())
     return shared / (size_a * size_b) if size_a and size_b else 0.0
 
-# %% ../../nbs/token_scaling/08a_scores.ipynb #1784e941
+# %% ../../nbs/token_scaling/08a_scores.ipynb #e88dffd6
 def cider(
     captions: list,   # texts
     references: list, # for each caption, a list of texts
