@@ -57,6 +57,8 @@ def test_open_answers_and_captions_have_lists_of_right_ones():
     test_eq(score_benchmark("OCRBench", lists, {"1": "it says EXIT", "2": ""}), {"Overall": 1, "unread": 50})
     ten = table.assign(answer=[str(["exit"] * 10), str(["100"] * 2 + ["7"] * 8)])
     test_close(score_benchmark("TextVQA_VAL", ten, {"1": "EXIT.", "2": "100"})["Overall"], 80, eps=1e-9)
+    bracket = table.assign(answer=["[unknown]", "[3, 4]"])
+    test_eq(score_benchmark("OCRVQA_TESTCORE", bracket, {"1": "[unknown]", "2": "4"})["Overall"], 100)
     captions = score_benchmark("COCO_VAL", lists, {"1": "EXIT", "2": "100"})
     test_eq([captions[name] for name in ("BLEU-1", "ROUGE-L", "unread")], [100, 100, 0])
 

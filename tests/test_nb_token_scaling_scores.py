@@ -11,7 +11,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__
 def test_a_text_is_read_as_an_option_only_if_it_names_one():
     options = {"A": "cat", "B": "dog", "C": "hot dog"}
     for text, expected in (("A", "A"), ("B.", "B"), ("**C**", "C"), ("Answer: B", "B"), ("a cat", "A"),
-                           ("the answer is B, since all others would be wrong here", "B")):
+                           ("The ANSWER IS B, since all others would be wrong here", "B")):
         test_eq(read_option(text, options), expected)
     for text in ("A or B", "hot dog", "D", "", "neither of them", "A thing that I have not seen before"):
         test_eq(read_option(text, options), None)

@@ -79,7 +79,8 @@ def _each(judge):
 def _answers(text):
     "A list that is written in a cell, or the one answer."
     if not text.startswith("["): return [text]
-    return [str(answer) for answer in ast.literal_eval(text)]
+    try: return [str(answer) for answer in ast.literal_eval(text)]
+    except (ValueError, SyntaxError): return [text] # an answer that begins with a bracket
 
 def _same(text, answers): return any(text.strip().lower() == a.strip().lower() for a in answers)
 

@@ -45,7 +45,7 @@ def read_option(
 ) -> str | None:   # a letter, or None for what cannot be read
     "The option that is meant. `InvalidArgument` for no options."
     if not options: raise InvalidArgument("options", options, "a letter and a text at least")
-    said = re.search(r"answer is \**([A-Z])\b", text)
+    said = re.search(r"(?i:answer is) \**([A-Z])\b", text)
     for found in (_letter(text, options), said and said[1], _option_text(text, options)):
         if found in options: return found
 
