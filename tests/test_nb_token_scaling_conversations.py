@@ -43,6 +43,19 @@ def test_a_file_that_is_none_is_refused_in_a_sentence():
             test_fail(lambda: read_conversations(path), exc=ValueError, contains=words)
 
 
+# nbs/token_scaling/08c_conversations.ipynb #c2e1ef13
+def test_a_file_of_the_hub_is_asked_for_by_its_name():
+    from unittest import mock
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"mix.json"
+        path.write_text("[]")
+        with mock.patch("huggingface_hub.hf_hub_download", return_value=str(path)) as asked:
+            test_eq(read_conversations("owner/name/part/mix.json")[0], [])
+        test_eq(asked.call_args, mock.call("owner/name", "part/mix.json", repo_type="dataset"))
+        with mock.patch("huggingface_hub.hf_hub_download", side_effect=OSError("no such data set")):
+            test_fail(lambda: conversation_file("a/b/c.json"), exc=FileNotFoundError, contains="no such data set")
+
+
 # nbs/token_scaling/08c_conversations.ipynb #100960c0
 def test_an_epoch_sees_every_conversation_at_most_once_and_the_next_another_order():
     first, second = ([batch_rows(e * 5 + i, 4, 20) for i in range(5)] for e in (0, 1))

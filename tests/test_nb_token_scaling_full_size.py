@@ -82,5 +82,6 @@ def test_what_cannot_work_is_refused_in_a_sentence():
         refused(f"train {data} --llm {place}/none", "none")
         refused(f"stand-ins --folder {f}", "is not empty")
         refused(f"evaluate --folder {f} --table {f}/MMStar.tsv --benchmark MMBench", "benchmark is 'MMBench'")
-        refused(f"evaluate --folder {f} --table {f}/none --benchmark MMStar", "MMStar.tsv")
+        for table in ("", f" --table {f}/none"):
+            refused(f"evaluate --folder {f} --benchmark MMStar{table}", "VLMEval/MMStar.tsv")
         assert not Path(place, "run").exists()

@@ -19,7 +19,7 @@ from torch import nn
 
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #677c2a6c
 from ..core.check import InvalidArgument, one_of, whole
-from ..core.data import load_pretrained
+from ..core.data import load_pretrained, local_file
 from ..core.results import write_atomic
 from ..core.scales import pick_device, seeded
 from ..core.store import complete_folder, load_tensors, save_tensors
@@ -38,7 +38,7 @@ from ..training.program import Command, Program, Task, main
 @dataclass(frozen=True)
 class FrontSettings:
     "What stands before the language model, and what it learns from. `InvalidArgument` for other values."
-    conversations: Path # JSON file of LLaVA's kind
+    conversations: str  # JSON file of LLaVA's kind, or owner/name/file of a data set on the hub
     images: Path        # folder of its images
     encoder: str = "openai/clip-vit-large-patch14-336" # a CLIP, whole: a hub id or a folder
     queries: int = 256  # n_l, vectors for the first question
@@ -165,8 +165,8 @@ def _keep_model(processor, model, folder, done):
 class EvaluationSettings:
     "A run and what it is asked. `InvalidArgument` for another benchmark."
     folder: Path        # of a `train` run
-    table: Path         # tab-separated, as VLMEvalKit has it
     benchmark: str      # such as "TextVQA_VAL"
+    table: Path | None = None # as VLMEvalKit has it; none: benchmarks/<name>.tsv below PAPERSUITE_DATA
     llm: str = "meta-llama/Llama-2-7b-chat-hf" # the language model that the run was trained through
     queries: int | None = None # n_l; none: that of the run
     images: Path | None = None # folder of images, where the table has paths only
@@ -179,7 +179,7 @@ class EvaluationSettings:
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #96f3e020
 def evaluate_command(settings: EvaluationSettings) -> str: # the scores
     "Answer a benchmark, and keep answers and scores beside the run."
-    table = read_benchmark(settings.benchmark, settings.table)
+    table = read_benchmark(settings.benchmark, settings.table or _own_table(settings.benchmark))
     processor = QueryProcessor.from_pretrained(settings.folder/"processor")
     model = load_model(settings.folder/"model", load_causal_lm(settings.llm, device="cpu")[0])
     n = settings.queries or processor.n_queries
@@ -189,6 +189,11 @@ def evaluate_command(settings: EvaluationSettings) -> str: # the scores
     found = score_benchmark(settings.benchmark, table, said)
     write_atomic(place.with_suffix(".json"), json.dumps({"n": n} | found, indent=1) + "\n")
     return f"{settings.benchmark}, n = {n}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items())
+
+# %% ../../nbs/token_scaling/08e_full_size.ipynb #cdbc9039
+def _own_table(name):
+    "Where a benchmark's table is looked for."
+    return local_file(f"benchmarks/{name}.tsv", f"{BENCHMARKS[name].host}/{name}.tsv")
 
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #6aa34999
 def write_stand_ins(
