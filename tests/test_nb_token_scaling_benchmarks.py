@@ -15,6 +15,19 @@ def test_every_published_benchmark_is_here():
     test_eq(set(published_curves().benchmark), set(BENCHMARKS))
 
 
+# nbs/token_scaling/08d_benchmarks.ipynb #ca1bbb8d
+def test_a_file_of_the_same_name_need_not_be_the_same_file():
+    from papersuite.token_scaling.benchmarks import _CHECKSUMS
+    known = [line.split() for line in _CHECKSUMS.split("\n") if line]
+    test_eq({name for name, _ in known}, set(BENCHMARKS))
+    test_eq({len(checksum) for _, checksum in known}, {32})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"MME.tsv"
+        path.write_text("index\n")
+        test_eq(is_public_table("MME", path), False)
+        test_fail(lambda: is_public_table("MMBench", path), exc=ValueError, contains="name is 'MMBench'")
+
+
 # nbs/token_scaling/08d_benchmarks.ipynb #8a548b04
 def test_predictions_are_matched_by_index_in_any_order():
     table = pd.DataFrame({"index": list("123"), "question": "?", "answer": list("ABA"), "A": "x", "B": "y"})
@@ -24,8 +37,11 @@ def test_predictions_are_matched_by_index_in_any_order():
     test_close(found["Overall"], 200 / 3, eps=1e-9)
     def refused(said, words):
         test_fail(lambda: score_benchmark("MMStar", table, said), exc=ValueError, contains=words)
-    refused({"1": "A", "2": "A"}, "'3'")
-    refused({"1": "A", "2": "A", "3": "A", "4": "A"}, "'4'")
+    refused({"1": "A", "2": "A"}, "lack 1 of the indices, such as '3'")
+    refused({"1": "A", "2": "A", "3": None}, "such as '3'")
+    refused({"1": "A", "2": "A", "3": "A", "4": "A"}, "the table has not, 1 of the indices, such as '4'")
+    refused(["A", "A", "A"], "a dict, or a table")
+    refused(pd.DataFrame({"index": [1, 2, 3]}), "a table with the columns index")
     refused(pd.DataFrame({"index": [1, 1, 2, 3], "prediction": "A"}), "one for each index")
     test_fail(lambda: score_benchmark("MMBench", table, {}), exc=ValueError, contains="name is 'MMBench'")
 
@@ -71,13 +87,23 @@ def test_a_stopped_evaluation_goes_on_with_the_same_answers():
     with tempfile.TemporaryDirectory() as folder:
         for i in range(3): Image.new("RGB", (20, 30), (90 * i,) * 3).save(f"{folder}/{i}.png")
         path = Path(folder)/"said.jsonl"
-        options = dict(batch=1, images=folder)
-        all_at_once = answer_benchmark(model, processor, "MMStar", table, path, **options)
-        path.write_text(path.read_text()[:-5])
-        test_eq(len(kept_answers(path)), 2)
-        test_eq(answer_benchmark(model, processor, "MMStar", table, path, **options), all_at_once)
-        path.write_text("no JSON\n" + path.read_text())
-        test_fail(lambda: kept_answers(path), exc=ValueError, contains="no JSON")
+        ask = lambda table: answer_benchmark(model, processor, "MMStar", table, path, batch=1, images=folder)
+        all_at_once = ask(table)
+        for cut in (5, 1): # in the middle of a line, and just before its end
+            path.write_text(path.read_text()[:-cut])
+            test_eq(len(kept_answers(path)), 2)
+            test_eq(ask(table), all_at_once)
+            test_eq(kept_answers(path), all_at_once)
+        test_fail(lambda: ask(table[:2]), exc=ValueError, contains="other questions, such as '2'")
+
+
+# nbs/token_scaling/08d_benchmarks.ipynb #62e3e2a8
+def test_a_file_of_something_else_is_not_gone_on_with():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"said.jsonl"
+        for line in ("no JSON", "3", '{"index": "1"}'):
+            path.write_text(line + "\n")
+            test_fail(lambda: kept_answers(path), exc=ValueError, contains="no answer")
 
 
 # nbs/token_scaling/08d_benchmarks.ipynb #1328a6ee
@@ -100,10 +126,59 @@ def test_a_table_that_is_none_is_refused_in_a_sentence():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"MME.tsv"
         test_fail(lambda: read_benchmark("MME", path), exc=FileNotFoundError, contains="VLMEval/MME.tsv")
-        header, row = "index\tquestion\tanswer\tcategory\timage_path\n", "1\t?\tNA\tx\ta\n"
-        short = "index\tquestion\n1\t?\n"
-        for text, words in ((short, "answer, category, image_path"), ("", "no tab"), (header + 2 * row, "'1'")):
+        header, row = "index\tquestion\tanswer\tcategory\timage_path\n", "1\t?\tYes\tx\ta\n"
+        other = row.replace("1", "7").replace("Yes", "NA")
+        cases = {"index\tquestion\n1\t?\n": "answer, category, image_path", "": "lacks the columns",
+                 header: "no rows", header + 2 * row: "'1' more than once",
+                 header + "1\t?\n": "row 1 has 2 cells and the header 5",
+                 header + row + other: "the row '7' has another"}
+        for text, words in cases.items():
             path.write_text(text)
             test_fail(lambda: read_benchmark("MME", path), exc=ValueError, contains=words)
+        path.write_bytes(b"index\tquestion\n1\t\xff\n")
+        test_fail(lambda: read_benchmark("MME", path), exc=ValueError, contains="no tab-separated table")
         path.write_text(header + row)
-        test_eq(read_benchmark("MME", path).answer.tolist(), ["NA"])
+        test_eq(read_benchmark("MME", path).answer.tolist(), ["Yes"])
+
+
+# nbs/token_scaling/08d_benchmarks.ipynb #416a9ba0
+def test_a_row_that_cannot_be_asked_or_scored_is_named():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"it.tsv"
+        good = dict(index="a", question="?", answer="A", A="x", B="NA", image="i" * 80)
+        def fails(words, name="MMStar", **wrong):
+            pd.DataFrame([good, good | dict(index="b", image="a") | wrong]).to_csv(path, sep="\t", index=False)
+            test_fail(lambda: read_benchmark(name, path), exc=ValueError, contains=f"the row 'b' {words}")
+        fails("has no answer", answer="")
+        fails("has no question", question=" ")
+        fails("has an answer that is no letter", answer="blue")
+        fails("has no options", A="", B="")
+        for cell in ("c", "b"): fails("has an image that is neither", image=cell)
+        fails("has no answer", "OCRVQA_TESTCORE", answer="")
+        pd.DataFrame([good, good | dict(index="b", image="")]).to_csv(path, sep="\t", index=False)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            test_eq(read_benchmark("MMStar", path)["B"].tolist(), ["NA"])
+        assert "without an image are left out, 1" in str(said[0].message)
+
+
+# nbs/token_scaling/08d_benchmarks.ipynb #d4a2a224
+def test_an_image_is_found_in_its_file_whatever_stands_before_it():
+    def encoded(*size):
+        file = io.BytesIO()
+        Image.new("RGB", size, "red").save(file, "PNG")
+        return base64.b64encode(file.getvalue()).decode()
+    one, other = encoded(20, 30), encoded(10, 40)
+    texts = ["Über \"dies\"?", "one\nline,\tand two\r\n", "漢字 NA"]
+    cells = [one, str([one, other]), "2"]
+    rows = dict(index=["1", "2", "3"], question=texts, image=cells, answer="A", A="null", B="")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"MMStar.tsv"
+        for encoding in ("utf-8", "utf-8-sig"):
+            pd.DataFrame(rows).to_csv(path, sep="\t", index=False, encoding=encoding)
+            table = read_benchmark("MMStar", path)
+            sizes = [row_image(table, row).size for _, row in table.iterrows()]
+            test_eq(sizes, [(20, 30), (30, 40), (30, 40)])
+            peer = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+            for name in ("index", "question", "answer", "A", "B"): test_eq(list(table[name]), list(peer[name]))
+            test_eq([cell if isinstance(cell, str) else cell.text() for cell in table.image], list(peer.image))

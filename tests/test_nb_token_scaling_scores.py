@@ -37,7 +37,8 @@ def test_ten_people_give_the_score_that_counting_gives():
 def test_numbers_may_be_five_per_cent_away_and_words_may_not():
     for text, answer, right in (("105", "100", True), ("105.1", "100", False), ("52%", "0.5", True),
                                 ("-95", "-100", True), ("95", "-100", False), ("Red", "red", True),
-                                ("0", "0", True), ("0.0", "0", False), ("about 100", "100", False)):
+                                ("0", "0", True), ("0.0", "0", False), ("about 100", "100", False),
+                                ("7", "inf", False), ("inf", "Inf", True)):
         test_eq((text, relaxed_equal(text, answer)), (text, right))
     assert occurs("It says EXIT here", ["exit"]) and not occurs("It says nothing", ["exit"])
     assert occurs("x ^ 2 + 1", ["x^2+1"], formula=True) and not occurs("X^2", ["x^2"], formula=True)

@@ -74,8 +74,9 @@ def vqa_score(
 # %% ../../nbs/token_scaling/08a_scores.ipynb #98ab3cfb
 def _number(text):
     "A number, or None; per cent are hundredths."
-    try: return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    try: number = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError: return None
+    return number if math.isfinite(number) else None # "inf" is a word
 
 def relaxed_equal(
     text: str,   # what a model said
