@@ -106,6 +106,20 @@ def test_a_file_of_something_else_is_not_gone_on_with():
             test_fail(lambda: kept_answers(path), exc=ValueError, contains="no answer")
 
 
+# nbs/token_scaling/08d_benchmarks.ipynb #c39da519
+def test_an_answer_does_not_hang_on_what_is_asked_beside_it():
+    table = pd.DataFrame({"index": list("012"), "answer": "A", "A": "no", "B": "yes"})
+    table["question"] = ["Bright?", "Is the field that is shown here a bright one?", "Is it?"]
+    table["image_path"] = [f"{i}.png" for i in range(3)]
+    processor, model = QueryProcessor(tiny_language_model()[1], n_queries=4, unit=16), tiny_model()
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(3): Image.new("RGB", (20, 30 + 40 * i), (90 * i,) * 3).save(f"{folder}/{i}.png")
+        said = [answer_benchmark(model, processor, "MMStar", table, f"{folder}/{size}", batch=size, images=folder)
+                for size in (1, 2, 3)]
+    test_eq(said[1:], said[:1] * 2)
+    assert len(set(said[0].values())) > 1, said[0]
+
+
 # nbs/token_scaling/08d_benchmarks.ipynb #1328a6ee
 def test_images_come_from_the_row_another_row_or_side_by_side():
     def encoded(*size):

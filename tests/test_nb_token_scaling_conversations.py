@@ -22,9 +22,10 @@ def test_every_rule_takes_the_conversation_that_breaks_it():
     whole_one = entry("What colour is the square?", "Red.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"mix.json"
-        path.write_text(json.dumps([*broken, whole_one, entry(*["Is it red?", "Yes."] * 24)]))
+        backwards = {"id": "2", "conversations": [{"from": "gpt", "value": "Hello."}]}
+        path.write_text(json.dumps([*broken, backwards, whole_one, entry(*["Is it red?", "Yes."] * 24)]))
         kept, dropped = read_conversations(path)
-    test_eq(dropped, dict.fromkeys(DROPPED, 1))
+    test_eq(dropped, dict.fromkeys(DROPPED, 1) | {"no image": 2})
     test_eq([len(c.turns) for c in kept], [1, 24])
 
 
@@ -35,6 +36,8 @@ def test_a_file_that_is_none_is_refused_in_a_sentence():
     fails({"id": "9", "conversations": [{"from": "gpt", "value": "a"}] * 2}, "human and gpt in turn")
     fails({"id": "9", "conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "a"}]}, "texts")
     fails([], "a conversation is")
+    pair = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    fails({"id": "9", "image": ["a.png", "b.png"], "conversations": pair}, "one image")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"mix.json"
         test_fail(lambda: read_conversations(path), exc=FileNotFoundError, contains="llava_v1_5_mix665k.json")

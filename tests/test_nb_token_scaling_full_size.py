@@ -46,6 +46,28 @@ def test_a_stage_begins_where_the_one_before_it_ended():
     for name, tensor in first.items(): test_close(begun[name], tensor, eps=1e-7)
 
 
+# nbs/token_scaling/08e_full_size.ipynb #cd903b3c
+def test_a_run_that_went_on_is_asked_again():
+    from papersuite.token_scaling import full_size as program
+    def run(*line):
+        with redirect_stdout(io.StringIO()) as said:
+            test_eq(program.main(program.PROGRAMS, [str(word) for word in line], "it"), 0)
+        return said.getvalue()
+    with tempfile.TemporaryDirectory() as place:
+        f = program.write_stand_ins(Path(place)/"tiny")
+        data = ["--conversations", f/"mix.json", "--images", f, "--encoder", f/"clip", "--llm", f/"llm"]
+        shared = [*data, *"--layers 1 --tiles 1 --batch 2 --queries 4 --schedule constant --warmup 0".split()]
+        asked = "--benchmark", "MMStar", "--table", f/"MMStar.tsv", "--images", f, "--llm", f/"llm"
+        for steps in (1, 2):
+            lines = run("train", "--folder", f/"a", "--steps", steps, *shared)
+            run("evaluate", "--folder", f/"a", *asked)
+        assert lines.startswith("6 conversations are kept; left out: none")
+        names = sorted(path.name for path in Path(f/"a/answers").glob("*.jsonl"))
+        found = json.loads(Path(f/"a/answers/MMStar_4_2.json").read_text())
+    test_eq(names, ["MMStar_4_1.jsonl", "MMStar_4_2.jsonl"])
+    test_eq([found["steps"], found["public"]], [2, False])
+
+
 # nbs/token_scaling/08e_full_size.ipynb #3765ce32
 def test_fewer_queries_are_taken_from_more_and_more_are_refused():
     from papersuite.token_scaling import full_size as program

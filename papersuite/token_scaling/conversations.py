@@ -46,8 +46,10 @@ def as_conversation(
         raise InvalidArgument(name, speakers, "human and gpt in turn")
     texts = [part.get("value") for part in said]
     if not all(isinstance(text, str) for text in texts): raise InvalidArgument(name, texts, "texts")
+    image = row.get("image") or ""
+    if not isinstance(image, str): raise InvalidArgument(name, image, "about one image, named by its path")
     clean = [text.replace("<image>", "").strip() for text in texts]
-    return Conversation(row.get("image") or "", tuple(map(Turn, clean[::2], clean[1::2])))
+    return Conversation(image, tuple(map(Turn, clean[::2], clean[1::2])))
 
 # %% ../../nbs/token_scaling/08c_conversations.ipynb #3021def2
 DROPPED = {
@@ -89,7 +91,11 @@ def read_conversations(
 ) -> tuple[list[Conversation], dict]: # those that are kept, and how many fell to each of `DROPPED`
     "Conversations with images. `DataUnavailable` without the file, `ValueError` for a file that is none."
     kept, dropped = [], Counter(dict.fromkeys(DROPPED, 0))
-    for conversation in map(as_conversation, _rows(conversation_file(source))):
+    for row in _rows(conversation_file(source)):
+        if isinstance(row, dict) and not row.get("image"): # and whatever else it is
+            dropped["no image"] += 1
+            continue
+        conversation = as_conversation(row)
         reason = next((name for name, applies in DROPPED.items() if applies(conversation)), None)
         if reason: dropped[reason] += 1
         else: kept.append(conversation)

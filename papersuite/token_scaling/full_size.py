@@ -11,6 +11,7 @@ __all__ = ['PROGRAMS', 'FrontSettings', 'AnswerSettings', 'build_front', 'align_
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #d3aecda3
 import json
 import sys
+from accelerate import PartialState
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from ..core.scales import pick_device, seeded
 from ..core.store import complete_folder, load_tensors, save_tensors
 from ..language.models import load_causal_lm, tiny_language_model, tiny_tokenizer
 from .alignment import Alignment, answer_targets
-from .benchmarks import BENCHMARKS, answer_benchmark, read_benchmark, score_benchmark
+from .benchmarks import (
+    BENCHMARKS, answer_benchmark, is_public_table, read_benchmark, score_benchmark)
 from .conversations import batch_rows, conversation_batches, read_conversations
 from .crops import QueryProcessor
 from .fusion import FusionConfig, FusionDecoder
@@ -82,6 +84,14 @@ def build_front(
     sizes = dict(width=width, layers=settings.layers, heads=max(1, width // 64), hidden=4 * width)
     return vision, FusionDecoder(FusionConfig(len(words), settings.queries, **sizes)), words
 
+# %% ../../nbs/token_scaling/08e_full_size.ipynb #204355d9
+def _told(kept, dropped):
+    "Both, after one line about them."
+    reasons = ", ".join(f"{reason} {many:,}" for reason, many in dropped.items() if many)
+    if PartialState().is_main_process:
+        print(f"{len(kept):,} conversations are kept; left out: {reasons or 'none'}")
+    return kept, dropped
+
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #541cb95e
 _FRONT = "papersuite.FusionFront/1"
 
@@ -109,7 +119,7 @@ def align_task(
     from transformers import CLIPTextModel
     vision, fusion, words = build_front(settings)
     encoder = load_pretrained(CLIPTextModel, settings.encoder).requires_grad_(False).eval()
-    kept, dropped = read_conversations(settings.conversations)
+    kept, dropped = _told(*read_conversations(settings.conversations))
     first = [replace(conversation, turns=conversation.turns[:1]) for conversation in kept]
     processor = QueryProcessor(words, n_queries=settings.queries, **_crops(vision, settings))
     batches = conversation_batches(first, settings.images, processor, settings.batch, seed=plan.seed or 0)
@@ -148,7 +158,7 @@ def answer_task(
     _go_on(model, settings.start)
     told = dict(n_short=settings.short, fuse_question=settings.fuse_question, template=settings.template)
     processor = QueryProcessor(tokenizer, words, settings.queries, **told, **_crops(vision, settings))
-    kept, dropped = read_conversations(settings.conversations)
+    kept, dropped = _told(*read_conversations(settings.conversations))
     draw = conversation_batches(
         kept, settings.images, processor, settings.batch, settings.counts, plan.seed or 0)
     loss = lambda model, given, generator: model(given).loss
@@ -179,18 +189,24 @@ class EvaluationSettings:
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #96f3e020
 def evaluate_command(settings: EvaluationSettings) -> str: # the scores
     "Answer a benchmark, and keep answers and scores beside the run."
-    table = read_benchmark(settings.benchmark, settings.table or _own_table(settings.benchmark))
+    path = settings.table or _own_table(settings.benchmark)
+    table = read_benchmark(settings.benchmark, path)
     processor = QueryProcessor.from_pretrained(settings.folder/"processor")
     model = load_model(settings.folder/"model", load_causal_lm(settings.llm, device="cpu")[0])
-    n = settings.queries or processor.n_queries
-    place = settings.folder/"answers"/f"{settings.benchmark}_{n}.jsonl"
+    n, steps = settings.queries or processor.n_queries, _steps(settings.folder)
+    place = settings.folder/"answers"/f"{settings.benchmark}_{n}_{steps}.jsonl"
     said = answer_benchmark(model.to(pick_device()), processor, settings.benchmark, table, place, n,
                             settings.batch, settings.images)
     found = score_benchmark(settings.benchmark, table, said)
-    write_atomic(place.with_suffix(".json"), json.dumps({"n": n} | found, indent=1) + "\n")
+    about = dict(n=n, steps=steps, llm=settings.llm, public=is_public_table(settings.benchmark, path))
+    write_atomic(place.with_suffix(".json"), json.dumps(about | found, indent=1) + "\n")
     return f"{settings.benchmark}, n = {n}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items())
 
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #cdbc9039
+def _steps(folder):
+    "That a run has taken."
+    return json.loads((folder/"run.json").read_text(encoding="utf-8"))["steps"]
+
 def _own_table(name):
     "Where a benchmark's table is looked for."
     return local_file(f"benchmarks/{name}.tsv", f"{BENCHMARKS[name].host}/{name}.tsv")
