@@ -68,6 +68,17 @@ def test_a_run_that_went_on_is_asked_again():
     test_eq([found["steps"], found["public"]], [2, False])
 
 
+# nbs/token_scaling/08e_full_size.ipynb #791cd85b
+def test_another_language_model_has_answers_of_its_own():
+    from papersuite.token_scaling import full_size as program
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder/"run.json").write_text(json.dumps({"steps": 3, "settings": {"llm": "owner/own"}}))
+        asked = partial(program.EvaluationSettings, folder, "MMStar")
+        test_eq(program._asked(asked(llm="owner/own")), (3, ""))
+        test_eq(program._asked(asked(llm="owner/other")), (3, "_other"))
+
+
 # nbs/token_scaling/08e_full_size.ipynb #3765ce32
 def test_fewer_queries_are_taken_from_more_and_more_are_refused():
     from papersuite.token_scaling import full_size as program
@@ -97,6 +108,7 @@ def test_what_cannot_work_is_refused_in_a_sentence():
         f = program.write_stand_ins(Path(place)/"tiny")
         data = f"--folder {place}/run --conversations {f}/mix.json --images {f} --encoder {f}/clip"
         refused(f"align {data} --queries 0", "queries is 0")
+        refused(f"align {data} --batch 1", "batch is 1")
         refused(f"train {data} --llm {f}/llm --queries 4 --counts 8", "counts is 8")
         refused(f"train {data} --llm {f}/llm --template hello", "{queries} and {question}")
         refused(f"align {data} --start {place}/none", "an earlier stage wrote")

@@ -117,6 +117,7 @@ def align_task(
 ) -> Task:
     "Alignment with the answers' embeddings. `DataUnavailable` without CLIP or the conversations."
     from transformers import CLIPTextModel
+    whole("batch", settings.batch, 2) # an answer is told from the others of its batch
     vision, fusion, words = build_front(settings)
     encoder = load_pretrained(CLIPTextModel, settings.encoder).requires_grad_(False).eval()
     kept, dropped = _told(*read_conversations(settings.conversations))
@@ -193,8 +194,8 @@ def evaluate_command(settings: EvaluationSettings) -> str: # the scores
     table = read_benchmark(settings.benchmark, path)
     processor = QueryProcessor.from_pretrained(settings.folder/"processor")
     model = load_model(settings.folder/"model", load_causal_lm(settings.llm, device="cpu")[0])
-    n, steps = settings.queries or processor.n_queries, _steps(settings.folder)
-    place = settings.folder/"answers"/f"{settings.benchmark}_{n}_{steps}.jsonl"
+    n, (steps, other) = settings.queries or processor.n_queries, _asked(settings)
+    place = settings.folder/"answers"/f"{settings.benchmark}_{n}_{steps}{other}.jsonl"
     said = answer_benchmark(model.to(pick_device()), processor, settings.benchmark, table, place, n,
                             settings.batch, settings.images)
     found = score_benchmark(settings.benchmark, table, said)
@@ -203,9 +204,10 @@ def evaluate_command(settings: EvaluationSettings) -> str: # the scores
     return f"{settings.benchmark}, n = {n}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items())
 
 # %% ../../nbs/token_scaling/08e_full_size.ipynb #cdbc9039
-def _steps(folder):
-    "That a run has taken."
-    return json.loads((folder/"run.json").read_text(encoding="utf-8"))["steps"]
+def _asked(settings):
+    "Steps of the run, and the name of a language model that is not the run's own: it has answers of its own."
+    run = json.loads((settings.folder/"run.json").read_text(encoding="utf-8"))
+    return run["steps"], "" if run["settings"]["llm"] == settings.llm else f"_{Path(settings.llm).name}"
 
 def _own_table(name):
     "Where a benchmark's table is looked for."
