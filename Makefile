@@ -14,11 +14,12 @@ reproduce: .venv/.installed
 	$(BIN)/papersuite docs
 
 # A copy of the notebooks is run, two at a time with one thread each, and keeps its outputs: tests/test_outputs.py compares them with those that
-# readers see. The experiments are left to tests/test_reproduce.py, which runs them as papermill does.
+# readers see. Their tests are left to pytest, and the experiments to tests/test_reproduce.py, which runs them as papermill does. Two processes share
+# the test modules; each module stays in one.
 test: .venv/.installed
-	rm -rf build/nbs && mkdir -p build && cp -r nbs build/nbs
+	$(BIN)/python -c 'from papersuite.build.testgen import copy_pages; copy_pages("nbs", "build/nbs")'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test build/nbs --save --n-workers 2 --skip-file-re '^([_.]|9[0-9]_)'
-	$(BIN)/pytest --cov=papersuite
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov=papersuite -n 2 --dist loadfile
 
 docs: .venv/.installed
 	$(BIN)/papersuite docs

@@ -52,3 +52,34 @@ def test_the_search_keeps_its_budget_and_counts_its_questions():
     test_eq(greedy(mood, review, "typos", seed=3), greedy(mood, review, "typos", seed=3))
     test_eq(greedy(mood, "a journey", "letters"), TextAttack("a journey", True, 1, 0))
     test_fail(lambda: greedy(mood, review, "letters", steps=0), contains="steps is 0")
+
+
+# nbs/attacks/08_text.ipynb #a08r0006
+def test_a_few_tries_keep_their_budget():
+    calls = []
+    def misread(text):
+        calls.append(text)
+        return "charming" not in text
+    review = "a charming and often affecting journey"
+    score = lambda text: float("charming" in text.split())
+    found = random_search(misread, review, "letters", steps=1, tries=9, score=score, places=1)
+    test_eq((found.success, found.queries, found.steps), (True, 1, 1))
+    assert edit_distance(found.text, review) <= 2 and found.text.endswith(" and often affecting journey")
+    for move in (*MOVES, *ENDINGS):
+        calls.clear()
+        kept = random_search(lambda t: bool(calls.append(t)), review, move, tries=5)
+        test_eq((kept.text, kept.success, kept.queries), (review, False, len(set(calls))))
+        assert 0 < len(calls) <= 5 and review not in calls
+        assert all(edit_distance(review.split(), c.split()) <= 2 for c in calls)
+
+
+# nbs/attacks/08_text.ipynb #a08r0007
+def test_a_ranking_saves_questions():
+    misread = lambda text: "charming" not in text
+    review = "a charming and often affecting journey"
+    blind = [random_search(misread, review, "letters", steps=1, tries=40, seed=s) for s in range(20)]
+    assert np.mean([b.queries for b in blind]) > 2
+    test_eq(random_search(misread, review, "typos", seed=3), random_search(misread, review, "typos", seed=3))
+    test_eq(random_search(misread, "the", "substitutions"), TextAttack("the", False, 0, 0))
+    test_fail(lambda: random_search(misread, review, "spells"), contains="'typos'")
+    test_fail(lambda: random_search(misread, review, "typos", tries=0), contains="tries is 0")

@@ -7,6 +7,19 @@ import papersuite.build.cli as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith('__')})
 
 
+# nbs/build/01_cli.ipynb #f5e5a002
+def test_a_fresh_run_tells_the_notebooks_and_reuses_nothing():
+    import os
+    from unittest.mock import patch as replaced
+    told = []
+    def run(papers, scale, seed, jobs, out, force):
+        told.append((os.environ.get("PAPERSUITE_FRESH"), force))
+        return []
+    with replaced.dict(os.environ), replaced("papersuite.build.runner.reproduce", run):
+        for options in ([], ["--fresh"]): CliRunner().invoke(main, ["reproduce", "llamos", *options])
+    test_eq(told, [(None, False), ("1", True)])
+
+
 # nbs/build/01_cli.ipynb #7e8f6039
 def test_every_command_explains_itself():
     run = CliRunner()
@@ -15,7 +28,7 @@ def test_every_command_explains_itself():
         test_eq(answer.exit_code, 0)
         joined = lambda text: "".join(text.split()) # lines may break elsewhere
         assert joined(command.help) in joined(answer.output), name
-    test_eq(set(main.commands), {"reproduce", "list", "claims", "data", "docs", "export"})
+    test_eq(set(main.commands), {"reproduce", "list", "claims", "data", "docs", "export", "sentinel"})
 
 
 # nbs/build/01_cli.ipynb #2029cfb1
@@ -24,6 +37,15 @@ def test_a_mistake_of_the_user_ends_in_one_line_and_code_2():
         answer = CliRunner().invoke(main, [command, "no_such_paper"])
         test_eq(answer.exit_code, 2)
         assert "no paper no_such_paper" in answer.output and "Traceback" not in answer.output
+
+
+# nbs/build/01_cli.ipynb #c1a0d3e4
+def test_a_command_of_a_paper_is_loaded_when_it_is_asked_for():
+    answer = CliRunner().invoke(main, ["sentinel", "--help"])
+    assert main.commands["sentinel"].help in answer.output and "serve" in answer.output
+    answer = CliRunner().invoke(main, ["sentinel", "serve", "--upstream", "nowhere", "--agent", "no.gguf"])
+    assert answer.exit_code in (1, 2) and "Traceback" not in answer.output
+    assert "no.gguf" in answer.output
 
 
 # nbs/build/01_cli.ipynb #e2d50a66

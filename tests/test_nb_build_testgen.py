@@ -65,3 +65,20 @@ def test_other_metadata_are_removed_and_the_cells_stay():
         uniform_metadata(path)
         test_eq(path.read_bytes(), text)
     test_eq(found, content | {"metadata": METADATA})
+
+
+# nbs/build/02_testgen.ipynb #c0b1e5a2
+def test_a_copy_has_all_cells_but_the_tests():
+    cells = [{"cell_type": "markdown", "source": ["#| test: no cell"]},
+             {"cell_type": "code", "source": ["#| test: it_holds\n", "assert False"]},
+             {"cell_type": "code", "source": ["1 + 1 # test"]}]
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder)/"nbs"/"paper"/"00_page.ipynb"
+        page.parent.mkdir(parents=True)
+        page.write_text(json.dumps({"cells": cells}))
+        (page.parent/"picture.txt").write_text("x")
+        for again in range(2): copy_pages(Path(folder)/"nbs", Path(folder)/"copy")
+        copied = Path(folder)/"copy"/"paper"
+        test_eq(json.loads((copied/"00_page.ipynb").read_text())["cells"], [cells[0], cells[2]])
+        test_eq(sorted(p.name for p in copied.iterdir()), ["00_page.ipynb", "picture.txt"])
+        test_eq(json.loads(page.read_text())["cells"], cells)

@@ -71,7 +71,8 @@ def test_what_cannot_be_served_is_one_sentence():
     test_fail(lambda: serve_gguf("no.gguf", port=0), exc=ValueError, contains="port is 0")
     test_fail(lambda: serve_gguf("no.gguf", n_ctx=2.5), exc=ValueError, contains="n_ctx is 2.5")
     for wrong in ([], [{"role": "user"}], [{"role": "judge", "content": "guilty"}], 3):
-        test_fail(lambda: _conversation(wrong), exc=ValueError, contains="content")
+        test_fail(lambda: conversation(wrong), exc=ValueError, contains="content")
+    test_eq(conversation([{"role": "user", "content": "a", "name": "b"}]), conversation("a"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

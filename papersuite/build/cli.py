@@ -1,4 +1,4 @@
-"""`papersuite reproduce`, `list`, `claims`, `data`, `docs`, `export`: everything the project does, one word each.
+"""`papersuite reproduce`, `list`, `claims`, `data`, `docs`, `export`, `sentinel`: everything the project does, one word each.
 
 Docs: https://papersuite.github.io/papersuite/build/cli.html.md"""
 
@@ -8,6 +8,8 @@ Docs: https://papersuite.github.io/papersuite/build/cli.html.md"""
 __all__ = ['main', 'reproduce', 'list_', 'claims', 'data', 'get_data', 'docs', 'export']
 
 # %% ../../nbs/build/01_cli.ipynb #4381b2c8
+import importlib
+import os
 import sys
 import click
 
@@ -25,13 +27,15 @@ def main():
 @click.option("--jobs", default=2, show_default=True, help="Worker processes.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for results [default: _runs].")
 @click.option("--force", is_flag=True, help="Run again what has not changed.")
+@click.option("--fresh", is_flag=True, help="The same, and ask language models again instead of their tapes.")
 @click.option("--keep", "keep_", is_flag=True, help="Copy records, figures and outputs into the project.")
-def reproduce(papers, scale, seed, jobs, out, force, keep_):
+def reproduce(papers, scale, seed, jobs, out, force, fresh, keep_):
     "Re-execute the experiments of PAPERS (default: all) and print the table of claims."
     from papersuite.build import runner
+    if fresh: os.environ["PAPERSUITE_FRESH"] = "1" # notebooks run in processes of their own
     try:
         runner.committed_records() # a damaged record should be known before the runs, not after
-        results = runner.reproduce(list(papers), scale, seed, jobs, out, force)
+        results = runner.reproduce(list(papers), scale, seed, jobs, out, force or fresh)
     except (ValueError, FileNotFoundError) as e: raise click.UsageError(str(e))
     _report(results)
     trouble = runner.problems(results)
@@ -152,3 +156,20 @@ def export():
     except ImportError as e: _needs("dev", e)
     try: export_all(project_root())
     except FileNotFoundError as e: raise click.UsageError(str(e))
+
+# %% ../../nbs/build/01_cli.ipynb #c1a0d3e2
+class _OfPaper(click.Group):
+    "Commands that a paper's module holds, loaded when they are asked for."
+    def __init__(self, name, where, **settings):
+        super().__init__(name, **settings)
+        self.where = where
+
+    def _loaded(self):
+        module, _, group = self.where.partition(":")
+        return getattr(importlib.import_module(module), group)
+
+    def list_commands(self, context): return self._loaded().list_commands(context)
+    def get_command(self, context, name): return self._loaded().get_command(context, name)
+
+main.add_command(_OfPaper("sentinel", "papersuite.llamos.proxy:sentinel",
+                          help="Purify what users write before a language model reads it."))
