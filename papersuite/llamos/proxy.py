@@ -396,7 +396,8 @@ def _config(self: SentinelProxy):
     import uvicorn
     seconds = max(1, round(self.limits.closing_seconds))
     return uvicorn.Config(self.app(), log_level="warning", access_log=False, server_header=False,
-                          date_header=False, timeout_graceful_shutdown=seconds, ws="none")
+                          date_header=False, timeout_graceful_shutdown=seconds, ws="none",
+                          timeout_keep_alive=75) # s; a client may close at the same moment otherwise
 
 def _listening(host, port):
     "A socket at the address; `InvalidArgument` if it is taken."
