@@ -456,11 +456,13 @@ def _append(path, line):
 
 @patch
 def pack(self: Tape,
-    path: str | Path, # of the compressed tape, ending in .xz
-) -> Path:            # where it is
+    path: str | Path,           # of the compressed tape, ending in .xz
+    also: "Tape | None" = None, # another one whose answers are packed with these
+) -> Path:                      # where it is
     "Write all lines, in the order of their keys, compressed: equal tapes are equal files."
     if Path(path).suffix != ".xz": raise InvalidArgument("path", str(path), "a name that ends in .xz")
-    content = b"".join(self._lines[key] + b"\n" for key in sorted(self._lines))
+    lines = (also._lines if also else {}) | self._lines
+    content = b"".join(lines[key] + b"\n" for key in sorted(lines))
     return write_atomic(path, lzma.compress(content, preset=9))
 
 # %% ../../nbs/llamos/00_chat.ipynb #5610a372
