@@ -23,7 +23,7 @@ def test_the_rates_obey_their_identities():
         test_close(attack_success_rate(before, kept), 1 - kept.mean() / before.mean())
 
 
-# nbs/llamos/06_rates.ipynb #b3224df4
+# nbs/llamos/06_rates.ipynb #e3b0a74a
 def test_the_rates_at_their_limits():
     before = np.array([True, True, False])
     test_eq(attack_rates(before, before).ensemble, 0.0)
@@ -31,8 +31,10 @@ def test_the_rates_at_their_limits():
     assert np.isnan(attack_success_rate([False], [True]))
     test_fail(lambda: attack_success_rate([1, 2], [0, 1]), contains="truth values")
     test_fail(lambda: attack_success_rate([1, 0], [1]), contains="shape (2,)")
-    for odd in ([], ["a"], [[1, 0]], np.ma.array([1, 0], mask=[0, 1]), [np.nan, 1]):
+    for odd in ([], ["a"], [[1, 0]], [np.nan, 1]):
         test_fail(lambda: attack_success_rate(odd, odd), contains="truth values")
+    masked = np.ma.array([1, 0], mask=[0, 1])
+    test_fail(lambda: attack_success_rate(masked, masked), contains="masked")
     test_fail(lambda: attack_rates([1, 0], np.ones((0, 2))), contains="truth values")
 
 

@@ -9,6 +9,7 @@ __all__ = ['GGUFServer', 'MODELS', 'SentenceEncoder', 'fetch', 'find', 'load_cau
            'serve_gguf', 'sst2', 'tiny_language_model', 'tiny_sentence_encoder', 'write_gguf']
 
 # %% ../../nbs/language/03_init.ipynb #24c10bbc
+import lazy_loader
 from .data import MODELS, fetch, find, python_manual, sst2
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,7 @@ _LATER = {"models": ["SentenceEncoder", "load_causal_lm", "sentence_encoder", "t
                      "tiny_sentence_encoder", "write_gguf"],
           "serve": ["GGUFServer", "serve_gguf"]}
 
-def __getattr__(name):
-    "A name of `models` or `serve`, imported when it is asked for."
-    import importlib
-    for module, names in _LATER.items():
-        if name in names: return getattr(importlib.import_module(f"papersuite.language.{module}"), name)
-    raise AttributeError(f"papersuite.language has no {name!r}")
+__getattr__ = lazy_loader.attach(__name__, submod_attrs=_LATER)[0]
 
 # %% ../../nbs/language/03_init.ipynb #f5f5c4be
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ __all__ = ['AttackAgent', 'AttackPrompt', 'CascadePurifier', 'ChannelPurifier', 
            'load_recogniser', 'loop_of', 'open_chat', 'play', 'strongest', 'train_recogniser']
 
 # %% ../../nbs/llamos/08_init.ipynb #2157c751
+import lazy_loader
 from .chat import (
     ChatError, ChatModel, Endpoint, FunctionChat, GGUFChat, Reply, Sampling, Tape, Taped, TapeMiss,
     TransformersChat, open_chat)
@@ -31,12 +32,7 @@ _LATER = {"game": ["AttackAgent", "Game", "loop_of", "play"],
                         "has_unknown_words", "load_recogniser", "train_recogniser"],
           "sentinel": ["Edit", "Purified", "Sentinel", "TextPurifier", "edits_between"]}
 
-def __getattr__(name):
-    "A name of one of these modules, imported when it is asked for."
-    import importlib
-    for module, names in _LATER.items():
-        if name in names: return getattr(importlib.import_module(f"papersuite.llamos.{module}"), name)
-    raise AttributeError(f"papersuite.llamos has no {name!r}")
+__getattr__ = lazy_loader.attach(__name__, submod_attrs=_LATER)[0]
 
 # %% ../../nbs/llamos/08_init.ipynb #ee4d454d
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ Docs: https://papersuite.github.io/papersuite/llamos/rates.html.md"""
 __all__ = ['COLUMNS', 'KINDS', 'LLAMA', 'FOLLOW_UP_TURN', 'GAME_ROUNDS', 'attack_success_rate', 'AttackRates', 'attack_rates',
            'Comparison', 'compare_defence', 'published_accuracy', 'published_success', 'on_the_grid', 'audit_ensembles']
 
-# %% ../../nbs/llamos/06_rates.ipynb #88acb9c6
+# %% ../../nbs/llamos/06_rates.ipynb #cf9f993a
 import numpy as np
 import pandas as pd
 from typing import NamedTuple
-from ..core.check import InvalidArgument
+from ..core.check import InvalidArgument, mask
 from ..core.evidence import paired_p, wilson_interval
 
-# %% ../../nbs/llamos/06_rates.ipynb #d7f54194
+# %% ../../nbs/llamos/06_rates.ipynb #bf2461c7
 def attack_success_rate(
     before: np.ndarray, # (n,) right without attack?
     after: np.ndarray,  # (n,) right under attack?
@@ -28,11 +28,10 @@ def attack_success_rate(
 
 def _flags(name, values, dims=1):
     "An array of truth values; `InvalidArgument` for anything else."
-    found = np.ma.asarray(values)
-    fine = found.dtype.kind in "biuf" and np.isin(found, (0, 1)).all() and not np.ma.getmaskarray(found).any()
-    if not fine or found.ndim not in (1, dims) or not found.size:
+    found = mask(name, values, np.shape(values))
+    if found.ndim not in (1, dims) or not found.size:
         raise InvalidArgument(name, values, "truth values, one for each input")
-    return np.asarray(found).astype(bool)
+    return found
 
 # %% ../../nbs/llamos/06_rates.ipynb #0b8d2495
 class AttackRates(NamedTuple):
