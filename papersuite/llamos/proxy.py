@@ -29,8 +29,8 @@ from fastcore.basics import patch
 
 # %% ../../nbs/llamos/03_proxy.ipynb #278a15c4
 from ..core.check import InvalidArgument, between, one_of, whole
-from .chat import LOCAL_HOSTS, FunctionChat, _append
-from .prompts import FOLLOW_UPS, TASKS, TextTask, unfenced
+from .chat import LOCAL_HOSTS, _append
+from .prompts import FOLLOW_UPS, TASKS, TextTask
 from .sentinel import Purified, Sentinel, TextPurifier
 
 # %% ../../nbs/llamos/03_proxy.ipynb #afe0b509
@@ -445,44 +445,6 @@ def close(self: SentinelProxy):
 
 @patch
 def __exit__(self: SentinelProxy, *error): self.close()
-
-# %% ../../nbs/llamos/03_proxy.ipynb #97156f10
-def _corrects(messages):
-    "The message with one word corrected."
-    return unfenced(messages[-1]["content"], ["message"])["message"].replace("fnie", "fine")
-
-def _guard(agent=_corrects): return Sentinel(FunctionChat(agent, "trial"), MESSAGE)
-
-def _echo(request): return " | ".join(str(m["content"]) for m in request["messages"])
-
-def _ask(url, text, **options):
-    "The answer to a text, or to bytes where the request is no JSON."
-    import httpx
-    talk = {"model": "m", "messages": [{"role": "user", "content": text}]}
-    body = {"content": text} if isinstance(text, bytes) else {"json": talk}
-    with httpx.Client(trust_env=False, timeout=20) as client:
-        return client.post(url + "/chat/completions", **body, **options)
-
-def _content_of(answer): return answer.json()["choices"][0]["message"]["content"]
-
-# %% ../../nbs/llamos/03_proxy.ipynb #faa27ca0
-async def _crowd(url, clients, requests):
-    "How many answers were right, of clients that ask at the same time."
-    import httpx
-    async def client(number, session):
-        right = 0
-        for k in range(number, requests, clients):
-            talk = {"messages": [{"role": "user", "content": f"{k} is fnie for client {number}"}]}
-            answer = await session.post(url + "/chat/completions", json=talk)
-            right += answer.status_code == 200 and _content_of(answer) == f"{k} is fine for client {number}"
-        return right
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as session:
-        return sum(await asyncio.gather(*(client(number, session) for number in range(clients))))
-
-def _in_thread(work):
-    "The result of a coroutine, also where a loop is running already, as in a notebook."
-    with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, work).result()
 
 # %% ../../nbs/llamos/03_proxy.ipynb #be9a65de
 @click.group()
